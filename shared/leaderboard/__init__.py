@@ -1,0 +1,1 @@
+"""Tournament leaderboards: one ordered log of events, and everything people see as its fold."""

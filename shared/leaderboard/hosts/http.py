@@ -1,0 +1,331 @@
+"""The HTTP host: routes declared as values, served by functions-framework.
+
+A `Route` says who may call it, what it takes and what it answers; authentication, validation,
+problem+json (RFC 9457), CORS, health and the OpenAPI document follow from that. The framework's
+own `cloud_event` signature echoes bodies in errors, refuses GET and knows no body limit, so an
+`HttpApp` serves the plain `http` signature and decodes events itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final
+
+from flask import Request, Response
+from pydantic import BaseModel, ValidationError
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import Map, Rule
+
+from leaderboard import telemetry
+from leaderboard.errors import (
+    ForbiddenError,
+    LeaderboardError,
+    NotFoundError,
+    Refusal,
+    RefusedError,
+    TransientError,
+    UnauthenticatedError,
+)
+from leaderboard.ports import Caller, Tokens
+
+MAX_BODY_BYTES: Final = 64 * 1024
+PROBLEM_TYPE: Final = "application/problem+json"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, already checked against its route.
+
+    `caller` is None only on routes open to everyone; `query` and `body` hold the route's
+    models, where it declares them."""
+
+    path: Mapping[str, str]
+    headers: Mapping[str, str]
+    raw_body: bytes
+    address: str
+    caller: Caller | None = None
+    query: Any = None
+    body: Any = None
+
+    def authenticated(self) -> Caller:
+        """The caller of a route that wants a token."""
+        if self.caller is None:
+            raise UnauthenticatedError("a bearer token is wanted")
+        return self.caller
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back: a model, anything JSON can say, or bytes with their own content type."""
+
+    body: BaseModel | Mapping[str, Any] | Sequence[Any] | bytes | None = None
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One operation. `roles` None: open to everyone, without a token.
+
+    `path` uses werkzeug's converters (`/v1/tournaments/<tournament_id>`). `answers` gives the
+    model of each good status for the OpenAPI document."""
+
+    method: str
+    path: str
+    summary: str
+    handler: Callable[[Call], Answer]
+    roles: frozenset[str] | None
+    query: type[BaseModel] | None = None
+    body: type[BaseModel] | None = None
+    answers: Mapping[int, type[BaseModel] | None] = field(default_factory=dict)
+    max_body_bytes: int = MAX_BODY_BYTES
+    documented: bool = True
+
+
+ANY_ROLE: Final = frozenset({"player", "operator", "auditor", "service"})
+STAFF: Final = frozenset({"operator", "auditor", "service"})
+
+
+class HttpApp:
+    """The routes of one function, callable with a Flask request.
+
+    `tokens` is called on the first authenticated request (the framework forks after import, so
+    nothing may connect before). `ready` maps a dependency's name to a check that raises when it
+    is away. `origins` are the web origins whose pages may call."""
+
+    def __init__(
+        self,
+        name: str,
+        routes: Sequence[Route],
+        *,
+        tokens: Callable[[], Tokens] | None = None,
+        ready: Mapping[str, Callable[[], object]] | None = None,
+        origins: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self.routes = (*routes, *self._own_routes())
+        self._tokens = tokens
+        self._ready = dict(ready or {})
+        self._origins = frozenset(origins)
+        self._map = Map(
+            [Rule(r.path, methods=[r.method], endpoint=r) for r in self.routes],
+            strict_slashes=True,
+        )
+
+    def __call__(self, request: Request) -> Response:
+        started = time.perf_counter()
+        route: Route | None = None
+        try:
+            if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+                response = Response(status=204)
+            else:
+                route, path = self._match(request)
+                response = _respond(self._serve(route, path, request))
+        except LeaderboardError as error:
+            response = _problem_of(error)
+        except HTTPException as error:
+            response = problem(error.code or 500, error.description or "")
+            if isinstance(error, MethodNotAllowed) and error.valid_methods:
+                response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+        except Exception:
+            logger.exception("bug while serving a request")
+            response = problem(500, "This is our fault, and it was logged.")
+        self._allow_origin(request, response)
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        response.headers.setdefault("Cache-Control", "no-store")
+        telemetry.REQUESTS.labels(
+            self.name, route.path if route else "none", str(response.status_code)
+        ).observe(time.perf_counter() - started)
+        return response
+
+    def _match(self, request: Request) -> tuple[Route, dict[str, str]]:
+        adapter = self._map.bind("", path_info=request.path)
+        route, path = adapter.match(method=request.method)
+        return route, dict(path)
+
+    def _serve(self, route: Route, path: Mapping[str, str], request: Request) -> Answer:
+        caller = None
+        if route.roles is not None:
+            caller = self._authenticate(request)
+            if not caller.roles & route.roles:
+                raise ForbiddenError("none of your roles may do this")
+        raw = _body_of(request, route.max_body_bytes)
+        query = _validated(route.query, request.args.to_dict(), "query")
+        body = None if route.body is None else _validated_json(route.body, raw)
+        forwarded = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
+        return route.handler(
+            Call(
+                path=path,
+                headers=request.headers,
+                raw_body=raw,
+                address=forwarded or request.remote_addr or "",
+                caller=caller,
+                query=query,
+                body=body,
+            )
+        )
+
+    def _authenticate(self, request: Request) -> Caller:
+        if self._tokens is None:
+            raise UnauthenticatedError("this function knows no issuer")
+        return self._tokens().verify(bearer_of(request.headers))
+
+    def _allow_origin(self, request: Request, response: Response) -> None:
+        origin = request.headers.get("Origin")
+        if origin in self._origins:
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Allow-Headers"] = "authorization, content-type"
+            response.headers["Access-Control-Allow-Methods"] = "GET, POST"
+            response.headers["Access-Control-Expose-Headers"] = "ETag"
+            response.headers["Access-Control-Max-Age"] = "600"
+        if self._origins:
+            response.headers["Vary"] = "Origin"
+
+    # health and description
+
+    def _own_routes(self) -> Sequence[Route]:
+        return (
+            Route("GET", "/healthz", "The process is alive.", self._healthz, None),
+            Route("GET", "/readyz", "Its dependencies answer.", self._readyz, None),
+            Route("GET", "/metrics", "Prometheus exposition.", _metrics, None, documented=False),
+            Route("GET", "/openapi.json", "This description.", self._openapi, None),
+        )
+
+    def _healthz(self, call: Call) -> Answer:
+        return Answer({"status": "alive"})
+
+    def _readyz(self, call: Call) -> Answer:
+        away = {}
+        for name, check in self._ready.items():
+            try:
+                check()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is not ready
+                away[name] = type(error).__name__
+        telemetry.READY.labels(self.name).set(0 if away else 1)
+        state = {name: away.get(name, "ready") for name in self._ready}
+        return Answer({"ready": not away, "dependencies": state}, status=503 if away else 200)
+
+    def _openapi(self, call: Call) -> Answer:
+        return Answer(self.openapi())
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI 3.1 document of the routes, generated from them."""
+        from leaderboard.hosts.openapi import document  # noqa: PLC0415 - only who asks pays
+
+        return document(self.name, self.routes)
+
+
+def bearer_of(headers: Mapping[str, str]) -> str:
+    """The bearer token of a request (RFC 6750 §2.1). Raises UnauthenticatedError."""
+    scheme, _, token = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise UnauthenticatedError("a bearer token is wanted")
+    return token.strip()
+
+
+def problem(status: int, detail: str, **members: Any) -> Response:
+    """A problem document (RFC 9457)."""
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        **members,
+    }
+    return Response(json.dumps(body), status=status, content_type=PROBLEM_TYPE)
+
+
+class ProblemError(LeaderboardError):
+    """Any other problem that a handler wants to answer with."""
+
+    def __init__(self, status: int, detail: str, **members: Any) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.members = members
+
+
+_REFUSED_STATUS: Final = {Refusal.NOT_JSON: 400, Refusal.TOO_LARGE: 413}
+
+
+def _problem_of(error: LeaderboardError) -> Response:
+    match error:
+        case ProblemError():
+            return problem(error.status, error.detail, **error.members)
+        case RefusedError():
+            status = _REFUSED_STATUS.get(error.reason, 422)
+            return problem(status, error.detail, reason=error.reason.value)
+        case UnauthenticatedError():
+            response = problem(401, str(error))
+            response.headers["WWW-Authenticate"] = "Bearer"
+            return response
+        case ForbiddenError():
+            return problem(403, str(error))
+        case NotFoundError():
+            return problem(404, str(error))
+        case TransientError():
+            logger.warning("a dependency is away", extra=telemetry.fields(error=str(error)))
+            response = problem(503, "A part that this needs is away; try again.")
+            response.headers["Retry-After"] = "1"
+            return response
+        case _:
+            logger.error("an error that no request should meet", exc_info=error)
+            return problem(500, "This is our fault, and it was logged.")
+
+
+def _body_of(request: Request, limit: int) -> bytes:
+    if (request.content_length or 0) > limit:
+        raise RefusedError(Refusal.TOO_LARGE, f"a body has {limit} bytes at most")
+    raw = request.stream.read(limit + 1)
+    if len(raw) > limit:
+        raise RefusedError(Refusal.TOO_LARGE, f"a body has {limit} bytes at most")
+    return raw
+
+
+def _validated(model: type[BaseModel] | None, values: Mapping[str, str], what: str) -> Any:
+    if model is None:
+        return None
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ProblemError(400, f"The {what} is wrong.", errors=_told(error)) from None
+
+
+def _validated_json(model: type[BaseModel], raw: bytes) -> BaseModel:
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        if any(one["type"] == "json_invalid" for one in error.errors()):
+            raise RefusedError(Refusal.NOT_JSON, "the body is not JSON") from None
+        raise ProblemError(422, "The body is wrong.", errors=_told(error)) from None
+
+
+def _told(error: ValidationError) -> list[dict[str, str]]:
+    return [
+        {"field": ".".join(map(str, one["loc"])), "detail": one["msg"]}
+        for one in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+
+
+def _metrics(call: Call) -> Answer:
+    headers = {"Content-Type": telemetry.METRICS_TYPE}
+    return Answer(telemetry.metrics_text(), headers=headers)
+
+
+def _respond(answer: Answer) -> Response:
+    body = answer.body
+    if isinstance(body, BaseModel):
+        payload = body.model_dump_json().encode()
+    elif isinstance(body, bytes):
+        payload = body
+    else:
+        payload = b"" if body is None else json.dumps(body).encode()
+    response = Response(payload, status=answer.status, content_type="application/json")
+    response.headers.update(answer.headers)
+    return response

@@ -1,0 +1,247 @@
+"""What the functions need from the outside, as roles. Adapters fill them; one contract suite a
+port runs over every adapter. Unless said otherwise every call blocks, is safe to repeat, and
+raises TransientError when the dependency is away: nothing is lost then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from leaderboard.errors import Refusal
+from leaderboard.events import Event
+from leaderboard.fold import LogEntry, Terms
+from leaderboard.model import (
+    Disposition,
+    Offset,
+    PlayerId,
+    PositionChange,
+    Standing,
+    TournamentId,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchApplied:
+    """The answer of `Board.apply`.
+
+    `verdicts` are aligned with the entries. `unconfirmed` are all visible changes that nobody
+    has confirmed yet, in order, also those of earlier calls: emit them from the oldest on.
+    `terms` is None where no board exists (then every verdict is a refusal or a reason)."""
+
+    offset: Offset | None
+    sequence: Offset
+    terms: Terms | None
+    terms_changed: bool
+    verdicts: Sequence[Disposition | Refusal]
+    unconfirmed: Sequence[PositionChange]
+
+
+@dataclass(frozen=True, slots=True)
+class BoardView:
+    """A board at one sequence, read in one atomic step."""
+
+    tournament_id: TournamentId
+    sequence: Offset
+    terms: Terms
+    players: int
+    standings: Sequence[Standing] = ()
+    distance: int | None = None
+    """Of the one player asked for."""
+
+
+class Board(Protocol):
+    """The leaderboards of all tournaments. Every call is atomic; ranks start at 1."""
+
+    def apply(
+        self,
+        tournament_id: TournamentId,
+        log_id: str,
+        after: Offset | None,
+        entries: Sequence[LogEntry],
+        confirmed: Offset | None,
+    ) -> BatchApplied:
+        """Apply the entries (in log order) that lie above the board's own offset.
+
+        `log_id` names the log: offsets of another one mean nothing. `after` is the last offset
+        that the caller knows applied, None if it knows none. `confirmed`: every change and every
+        refusal up to this offset was emitted and acknowledged; the board forgets those.
+
+        A refusal is told again for an entry that the board has applied before, as long as
+        nothing above it was confirmed: dead letters survive a crash.
+
+        Raises BoardBehindError when the board is missing or stands below `after`, and
+        ForeignLogError when it belongs to another log; nothing is applied then."""
+
+    def top(self, tournament_id: TournamentId, limit: int, after_rank: int = 0) -> BoardView | None:
+        """Standings from `after_rank` + 1 on; None where no board exists. One round trip."""
+
+    def player(self, tournament_id: TournamentId, player_id: PlayerId) -> BoardView | None:
+        """The player's own standing with `distance`; no standings if they have none."""
+
+    def around(
+        self, tournament_id: TournamentId, player_id: PlayerId, radius: int
+    ) -> BoardView | None:
+        """Standings centred on the player; empty if they have none. One round trip."""
+
+    def is_in(self, tournament_id: TournamentId, player_id: PlayerId) -> bool:
+        """Whether the player has joined or has a standing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What the public list shows of a tournament. The newer `revision` wins."""
+
+    tournament_id: TournamentId
+    terms: Terms
+
+
+class Directory(Protocol):
+    """Which tournaments there are. Written by whoever applies their log."""
+
+    def put(self, summary: Summary) -> None:
+        """Show this, unless something with a higher revision is shown already."""
+
+    def all(self) -> Sequence[Summary]:
+        """Every tournament, in order of start and id."""
+
+
+class Progress(Protocol):
+    """How far the boards are, by partition: a second witness beside the consumer's commit.
+
+    Lives where the boards live, so a store that was emptied or lost its tail shows here."""
+
+    def read(self, log_id: str, partition: int) -> Offset | None:
+        """The last offset whose effects all boards of the partition hold; None: never told."""
+
+    def advance(self, log_id: str, partition: int, offset: Offset) -> None:
+        """Tell it, after the boards, before the commit. Never goes back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """An event on its way to a topic."""
+
+    topic: str
+    event: Event
+
+
+class Feed(Protocol):
+    """Where events are published."""
+
+    def publish(self, outgoing: Sequence[Outgoing]) -> Mapping[int, Offset]:
+        """Send in order and wait until all are acknowledged by every replica in sync.
+
+        Answers the offset of each, by its index. Raises TransientError if any was not
+        acknowledged; then any of them may or may not have arrived."""
+
+    def publish_changes(self, changes: Sequence[PositionChange]) -> None:
+        """The same for position changes, in order, on the hot path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One JSON message for every socket on a channel."""
+
+    channel: str
+    body: bytes
+
+
+class Gateway(Protocol):
+    """The holder of the players' sockets.
+
+    Channels are `top.<t>` (a new subscriber gets the last frame at once), `me.<t>.<p>` and
+    `conn.<id>` (nothing is kept)."""
+
+    def publish(self, frames: Sequence[Frame]) -> None:
+        """Hand the frames over, in order for each channel. No subscriber is no error."""
+
+    def close(self, channel: str) -> None:
+        """Close every socket that is subscribed to the channel, with all its channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a ticket stands for. `expires_at_ms` is the end of the token that opened it."""
+
+    tournament_id: TournamentId
+    player_id: PlayerId
+    connection_id: str
+    expires_at_ms: int
+
+
+class Connections(Protocol):
+    """Tickets, and who holds a socket: one connection per player and tournament."""
+
+    def issue(self, grant: Grant, ttl_seconds: int) -> str:
+        """A secret ticket for this grant, good once and for `ttl_seconds`."""
+
+    def redeem(self, ticket: str) -> Grant | None:
+        """What the ticket stands for, and its end; None for one unknown, used or too old."""
+
+    def lease(self, grant: Grant) -> str | None:
+        """Make this the player's one connection until it expires; the id of the one before.
+
+        The new connection is due to be closed at its end, the one before at once and again a
+        second later, in case its socket was just being opened."""
+
+    def holder(self, tournament_id: TournamentId, player_id: PlayerId) -> str | None:
+        """The id of the player's connection, None without one."""
+
+    def live(self, tournament_id: TournamentId, players: Sequence[PlayerId]) -> frozenset[PlayerId]:
+        """Those of `players` who hold a connection."""
+
+    def release(self, tournament_id: TournamentId, player_id: PlayerId) -> str | None:
+        """End the player's lease; the id of the connection that they had."""
+
+    def due(self, now_ms: int, limit: int) -> Sequence[str]:
+        """Ids of connections to close now, oldest first."""
+
+    def closed(self, connection_ids: Sequence[str]) -> None:
+        """These were closed; they are due no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """A request to forget a player, and the places where that is done."""
+
+    erasure_id: str
+    requested_at_ms: int
+    places: Mapping[str, str]
+    """Place → `pending` or `done`; a tournament's place is `board:<id>`."""
+    player_id: PlayerId | None
+    """None as soon as every place is done: then nothing here knows the player."""
+
+
+class Erasures(Protocol):
+    """Requests to forget. The id is derived from the player with a key: the same again."""
+
+    def begin(self, player_id: PlayerId, now_ms: int) -> Erasure:
+        """Open the request, or find the one that exists."""
+
+    def find(self, erasure_id: str) -> Erasure | None:
+        """The request of this id."""
+
+    def mark(self, erasure_id: str, places: Mapping[str, str]) -> Erasure:
+        """Set the state of places; when none is pending the player's id is forgotten."""
+
+    def is_erased(self, player_id: PlayerId) -> bool:
+        """Whether the player has asked to be forgotten, ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, as the token says. `expires_at_ms` is the token's end."""
+
+    subject: str
+    roles: frozenset[str]
+    expires_at_ms: int
+
+
+class Tokens(Protocol):
+    """The judge of bearer tokens."""
+
+    def verify(self, token: str) -> Caller:
+        """Who holds the token. Raises UnauthenticatedError; TransientError when no key could
+        be fetched yet."""

@@ -1,0 +1,183 @@
+"""Settings from the environment, checked at start, each error naming its variable.
+
+A class of settings is a pydantic model whose aliases are the variables' names. `NAME_FILE`
+names a file that holds the value of `NAME` (a mounted secret).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+from leaderboard.errors import SettingsError
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def load(model: type[S], environ: Mapping[str, str]) -> S:
+    """Read `model` from `environ`. Raises SettingsError naming every variable that is wrong."""
+    values: dict[str, str] = {}
+    for field in model.model_fields.values():
+        name = field.alias
+        if name is None:
+            raise TypeError(f"{model.__name__} has a field without a variable")
+        if (file_name := environ.get(f"{name}_FILE")) is not None:
+            try:
+                values[name] = Path(file_name).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"{name}_FILE: can't be read: {error}") from None
+        elif environ.get(name, "") != "":
+            values[name] = environ[name]
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_told(one) for one in error.errors())) from None
+
+
+def _told(error: object) -> str:
+    loc, kind, message = error["loc"], error["type"], error["msg"]  # type: ignore[index]
+    name = str(loc[0]) if loc else "settings"
+    return f"{name}: is missing" if kind == "missing" else f"{name}: {message}"
+
+
+def _url(*schemes: str) -> AfterValidator:
+    def check(text: str) -> str:
+        parts = urlsplit(text)
+        if parts.scheme not in schemes or not parts.hostname:
+            raise ValueError(f"is no URL of the form {schemes[0]}://host[:port]")
+        return text.rstrip("/")
+
+    return AfterValidator(check)
+
+
+def _seeds(text: str) -> str:
+    scheme, _, rest = text.partition("://")
+    if scheme not in ("redis", "rediss") or not rest:
+        raise ValueError("is no redis://host:port[/db] and no list redis://host:port,host:port")
+    try:
+        for seed in rest.rpartition("@")[2].partition("/")[0].split(","):
+            if not urlsplit(f"redis://{seed}").hostname or urlsplit(f"redis://{seed}").port == 0:
+                raise ValueError("a seed has no host")
+    except ValueError as error:
+        raise ValueError(f"is no redis://host:port[,host:port]: {error}") from None
+    return text
+
+
+HttpUrl = Annotated[str, _url("http", "https")]
+SocketUrl = Annotated[str, _url("ws", "wss")]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=False)
+
+
+class KafkaSettings(_Settings):
+    """How to reach Kafka. Security settings go to librdkafka under their own names."""
+
+    bootstrap_servers: Annotated[
+        str, Field(alias="KAFKA_BOOTSTRAP_SERVERS", pattern=r"^[^\s,:]+:\d+(,[^\s,:]+:\d+)*$")
+    ]
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", alias="KAFKA_SECURITY_PROTOCOL"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, alias="KAFKA_SASL_MECHANISM"
+    )
+    sasl_username: str | None = Field(None, alias="KAFKA_SASL_USERNAME")
+    sasl_password: SecretStr | None = Field(None, alias="KAFKA_SASL_PASSWORD")
+    ssl_ca_location: str | None = Field(None, alias="KAFKA_SSL_CA_LOCATION")
+    ssl_certificate_location: str | None = Field(None, alias="KAFKA_SSL_CERTIFICATE_LOCATION")
+    ssl_key_location: str | None = Field(None, alias="KAFKA_SSL_KEY_LOCATION")
+    ssl_key_password: SecretStr | None = Field(None, alias="KAFKA_SSL_KEY_PASSWORD")
+
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> KafkaSettings:
+        if self.security_protocol.startswith("SASL"):
+            for name in ("sasl_mechanism", "sasl_username", "sasl_password"):
+                if getattr(self, name) is None:
+                    raise ValueError(
+                        f"KAFKA_{name.upper()}: is missing, and KAFKA_SECURITY_PROTOCOL is "
+                        f"{self.security_protocol}"
+                    )
+        return self
+
+    def client_config(self) -> dict[str, str | int | float | bool]:
+        """The part of a librdkafka configuration that says where and as whom."""
+        config: dict[str, str | int | float | bool] = {
+            "bootstrap.servers": self.bootstrap_servers,
+            "security.protocol": self.security_protocol,
+        }
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if name.startswith(("sasl_", "ssl_")) and value is not None:
+                plain = value.get_secret_value() if isinstance(value, SecretStr) else value
+                config[name.replace("_", ".")] = plain
+        return config
+
+
+class ConsumerSettings(_Settings):
+    """How a function takes part in its consumer group."""
+
+    group_id: str | None = Field(None, alias="KAFKA_GROUP_ID", max_length=255)
+    """None: the function's own name."""
+    group_protocol: Literal["classic", "consumer"] = Field("classic", alias="KAFKA_GROUP_PROTOCOL")
+    session_timeout_ms: int = Field(6_000, alias="KAFKA_SESSION_TIMEOUT_MS", ge=1_000, le=300_000)
+    """Classic groups only: how long a killed member keeps its partitions."""
+    batch_size: int = Field(1_000, alias="BATCH_SIZE", ge=1, le=10_000)
+    port: Port = Field(8080, alias="PORT")
+    """Of /healthz, /readyz and /metrics."""
+
+
+class RedisSettings(_Settings):
+    """Where the boards are: one server, or the seed list of a cluster (more than one host)."""
+
+    url: Annotated[str, AfterValidator(_seeds)] = Field(alias="REDIS_URL")
+
+
+class TombstoneSettings(_Settings):
+    """The secret behind tombstones and erasure ids; the same for every function, for ever."""
+
+    key: SecretStr = Field(alias="TOMBSTONE_KEY", min_length=32)
+
+    def bytes(self) -> bytes:
+        return self.key.get_secret_value().encode()
+
+
+class GatewaySettings(_Settings):
+    """The WebSocket gateway: its kind and the side on which functions publish."""
+
+    kind: Literal["nchan", "web-pubsub", "development"] = Field(alias="GATEWAY_KIND")
+    publish_url: HttpUrl = Field(alias="GATEWAY_PUBLISH_URL")
+
+    @model_validator(mode="after")
+    def _kind_exists(self) -> GatewaySettings:
+        if self.kind == "web-pubsub":
+            raise ValueError("GATEWAY_KIND: web-pubsub has no adapter in this version yet")
+        return self
+
+
+class ClientGatewaySettings(_Settings):
+    """The side of the gateway that players reach."""
+
+    client_url: SocketUrl = Field(alias="GATEWAY_CLIENT_URL")
+
+
+class TokenSettings(_Settings):
+    """Whose tokens are believed."""
+
+    issuer: str = Field(alias="JWT_ISSUER", min_length=1)
+    audience: str = Field(alias="JWT_AUDIENCE", min_length=1)
+    jwks_url: HttpUrl = Field(alias="JWKS_URL")
