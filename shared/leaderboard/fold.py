@@ -322,9 +322,10 @@ class Row:
 class SeenIds:
     """The ids of applied events: numbers per producer, else two generations of hashes.
 
-    A generation is full at `REMEMBERED_IDS`; then the older one is forgotten. So the window
+    A generation is full at `limit`; then the older one is forgotten. So the window
     depends on the log alone and holds between one and two generations."""
 
+    limit: int = REMEMBERED_IDS
     newer: set[bytes] = field(default_factory=set)
     older: set[bytes] = field(default_factory=set)
     numbers: dict[str, int] = field(default_factory=dict)
@@ -340,7 +341,7 @@ class SeenIds:
             self.numbers[event.source] = event.sequence
             return
         self.newer.add(event_key(event))
-        if len(self.newer) >= REMEMBERED_IDS:
+        if len(self.newer) >= self.limit:
             self.older, self.newer = self.newer, set()
 
 
@@ -357,7 +358,12 @@ class Standings:
 
     `mark` makes the keyed tombstone of a player (see `model.tombstone`)."""
 
-    def __init__(self, tournament_id: TournamentId, mark: Callable[[str], bytes]) -> None:
+    def __init__(
+        self,
+        tournament_id: TournamentId,
+        mark: Callable[[str], bytes],
+        remembered_ids: int = REMEMBERED_IDS,
+    ) -> None:
         self._tournament_id = tournament_id
         self._mark = mark
         self._rows: dict[PlayerId, Row] = {}
@@ -365,7 +371,7 @@ class Standings:
         self._ranked: SortedKeyList = SortedKeyList(key=self._key)
         self._names: dict[PlayerId, str | None] = {}
         self._out: dict[bytes, RemovalReason] = {}
-        self._seen = SeenIds()
+        self._seen = SeenIds(remembered_ids)
         self.sequence = Offset(0)
 
     def __len__(self) -> int:
