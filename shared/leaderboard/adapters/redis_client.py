@@ -1,0 +1,113 @@
+"""One way to reach Redis: a server or a cluster, with time limits and our error for "away".
+
+Calls are repeated a few times after a broken connection, so every command or script that goes
+through here has to be harmless when it is done twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.cluster import ClusterNode, RedisCluster
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    ClusterError,
+    CrossSlotTransactionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from leaderboard.errors import TransientError
+
+CONNECT_SECONDS: Final = 2.0
+ANSWER_SECONDS: Final = 5.0
+RETRIES: Final = 3
+
+Client = redis.Redis | RedisCluster
+
+_AWAY: Final = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    BusyLoadingError,
+    ClusterDownError,
+    ClusterError,
+    RedisClusterException,
+    TryAgainError,
+    AskError,  # also MOVED: a slot that moved faster than the client could follow
+    ReadOnlyError,  # the primary has just become a replica
+    OutOfMemoryError,
+)
+_AWAY_CODES: Final = frozenset(
+    ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS")
+    + ("OOM", "READONLY", "TRYAGAIN")
+)
+"""Errors inside a script reach us as plain ResponseErrors that start with their code."""
+
+
+def connect(url: str) -> Client:
+    """A client for `url` (`redis://` or `rediss://`); a comma list of hosts is a cluster.
+
+    Answers are bytes. A single server is connected to by the first command, a cluster at once:
+    raises TransientError when none of its seeds answers. Never call it before a fork."""
+    parts = urlsplit(url)
+    seeds = parts.netloc.rpartition("@")[2].split(",")
+    if len(seeds) == 1:
+        client: redis.Redis = redis.Redis.from_url(
+            url,
+            socket_connect_timeout=CONNECT_SECONDS,
+            socket_timeout=ANSWER_SECONDS,
+            health_check_interval=30,
+            retry=_retry(),
+            protocol=2,
+        )
+        return client
+    places = [urlsplit(f"redis://{seed}") for seed in seeds]
+    nodes = [_node(place.hostname or "", place.port or 6379) for place in places]
+    with transient():
+        return RedisCluster(
+            startup_nodes=nodes,
+            username=unquote(parts.username) if parts.username else None,
+            password=unquote(parts.password) if parts.password else None,
+            ssl=parts.scheme == "rediss",
+            socket_connect_timeout=CONNECT_SECONDS,
+            socket_timeout=ANSWER_SECONDS,
+            retry=_retry(),
+            protocol=2,
+        )
+
+
+@contextmanager
+def transient() -> Iterator[None]:
+    """Raises TransientError for what another attempt may cure; all else passes as it is."""
+    try:
+        yield
+    except CrossSlotTransactionError:
+        raise  # a bug of ours, although it descends from the cluster's troubles
+    except _AWAY as error:
+        raise TransientError(f"Redis: {type(error).__name__}") from error
+    except ResponseError as error:
+        if str(error).partition(" ")[0] in _AWAY_CODES:
+            raise TransientError(f"Redis: {str(error).partition(' ')[0]}") from error
+        raise
+
+
+def _retry() -> Retry:
+    """Three more attempts within half a second: longer waits are the caller's to decide."""
+    return Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.3), RETRIES)
+
+
+def _node(host: str, port: int) -> ClusterNode:
+    return ClusterNode(host, port)  # type: ignore[no-untyped-call]
