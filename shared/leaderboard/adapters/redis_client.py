@@ -36,7 +36,7 @@ CONNECT_SECONDS: Final = 2.0
 ANSWER_SECONDS: Final = 5.0
 RETRIES: Final = 3
 
-Client = redis.Redis | RedisCluster
+RedisClient = redis.Redis | RedisCluster
 
 _AWAY: Final = (
     RedisConnectionError,
@@ -51,13 +51,13 @@ _AWAY: Final = (
     OutOfMemoryError,
 )
 _AWAY_CODES: Final = frozenset(
-    ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS")
-    + ("OOM", "READONLY", "TRYAGAIN")
+    {"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF"}
+    | {"NOREPLICAS", "OOM", "READONLY", "TRYAGAIN"}
 )
 """Errors inside a script reach us as plain ResponseErrors that start with their code."""
 
 
-def connect(url: str) -> Client:
+def connect(url: str) -> RedisClient:
     """A client for `url` (`redis://` or `rediss://`); a comma list of hosts is a cluster.
 
     Answers are bytes. A single server is connected to by the first command, a cluster at once:

@@ -1,0 +1,108 @@
+"""Requests to forget a player, one Redis hash each: `erasures:<id>`.
+
+The hash lives for ever, because a player stays erased; the player's id stands in it only while
+a place is pending. Nobody can tell from its name whom it is about without the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from leaderboard.adapters.redis_client import RedisClient, transient
+from leaderboard.errors import NotFoundError
+from leaderboard.model import PlayerId
+from leaderboard.ports import Erasure
+
+_PLACE: Final = b"place:"
+
+_BEGIN: Final = """
+redis.call('HSETNX', KEYS[1], 'requested_at_ms', ARGV[2])
+redis.call('HSET', KEYS[1], 'player_id', ARGV[1])
+return redis.call('HGETALL', KEYS[1])
+"""
+
+# What is done stays done: two requests at once can't reopen a place for one another.
+_MARK: Final = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
+for i = 1, #ARGV, 2 do
+  if redis.call('HGET', KEYS[1], 'place:' .. ARGV[i]) ~= 'done' then
+    redis.call('HSET', KEYS[1], 'place:' .. ARGV[i], ARGV[i + 1])
+  end
+end
+local rows, places, pending = redis.call('HGETALL', KEYS[1]), 0, 0
+for i = 1, #rows, 2 do
+  if string.sub(rows[i], 1, 6) == 'place:' then
+    places = places + 1
+    if rows[i + 1] ~= 'done' then pending = pending + 1 end
+  end
+end
+if places > 0 and pending == 0 then redis.call('HDEL', KEYS[1], 'player_id') end
+return redis.call('HGETALL', KEYS[1])
+"""
+
+
+def erasure_id_of(key: bytes, player_id: PlayerId) -> str:
+    """The id of a player's request: the same for the same player, and telling nothing of them."""
+    return "er-" + hmac.new(key, f"erasure/{player_id}".encode(), hashlib.sha256).hexdigest()[:32]
+
+
+class RedisErasures:
+    """`ports.Erasures` on Redis; `key` is the secret behind the ids."""
+
+    def __init__(self, client: RedisClient, key: bytes) -> None:
+        self._client = client
+        self._secret = key
+
+    def begin(self, player_id: PlayerId, now_ms: int) -> Erasure:
+        """Open the request, or open the one that exists again: it knows the player until the
+        next `mark` finds nothing pending."""
+        erasure_id = erasure_id_of(self._secret, player_id)
+        with transient():
+            rows = self._client.eval(_BEGIN, 1, _key(erasure_id), player_id, str(now_ms))
+        return _erasure(erasure_id, rows)
+
+    def find(self, erasure_id: str) -> Erasure | None:
+        """The request of this id."""
+        with transient():
+            found: dict[bytes, bytes] = self._client.hgetall(  # type: ignore[assignment]
+                _key(erasure_id)
+            )
+        rows = [part for pair in found.items() for part in pair]
+        return _erasure(erasure_id, rows) if rows else None
+
+    def mark(self, erasure_id: str, places: Mapping[str, str]) -> Erasure:
+        """Set the state of places (what is done stays done); when there are places and none is
+        pending, the player's id is forgotten. Raises NotFoundError for an unknown request."""
+        arguments = [part for pair in places.items() for part in pair]
+        with transient():
+            rows = self._client.eval(_MARK, 1, _key(erasure_id), *arguments)
+        if not rows:
+            raise NotFoundError("there is no such erasure")
+        return _erasure(erasure_id, rows)
+
+    def is_erased(self, player_id: PlayerId) -> bool:
+        """Whether the player has asked to be forgotten, ever."""
+        with transient():
+            return bool(self._client.exists(_key(erasure_id_of(self._secret, player_id))))
+
+
+def _key(erasure_id: str) -> str:
+    return f"erasures:{erasure_id}"
+
+
+def _erasure(erasure_id: str, rows: Sequence[bytes]) -> Erasure:
+    found = dict(zip(rows[::2], rows[1::2], strict=True))
+    player_id = found.get(b"player_id")
+    return Erasure(
+        erasure_id=erasure_id,
+        requested_at_ms=int(found[b"requested_at_ms"]),
+        places={
+            name.removeprefix(_PLACE).decode(): state.decode()
+            for name, state in sorted(found.items())
+            if name.startswith(_PLACE)
+        },
+        player_id=None if player_id is None else PlayerId(player_id.decode()),
+    )
