@@ -10,11 +10,14 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Mapping
-from typing import Final
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from leaderboard.errors import Refusal, RefusedError
 from leaderboard.events import (
@@ -26,11 +29,11 @@ from leaderboard.events import (
     Record,
     format_time_ms,
     parse_time_ms,
-    type_of,
 )
 
 MAX_VALUE_BYTES: Final = 32 * 1024
 MAX_ATTRIBUTE_BYTES: Final = 512
+MAX_EXTENSIONS_BYTES: Final = 16 * 1024
 JSON_TYPE: Final = "application/json"
 STRUCTURED_TYPE: Final = "application/cloudevents+json"
 
@@ -38,6 +41,17 @@ _MODELS: Final = {
     topic: {f"{TYPE_PREFIX}{name}.v1": model for name, model in models.items()}
     for topic, models in TOPICS.items()
 }
+_KNOWN: Final = (
+    *("specversion", "id", "source", "type", "time"),
+    *("subject", "sequence", "traceparent", "partitionkey"),
+)
+_HEADERS: Final = {"content-type": "datacontenttype", **{f"ce_{name}": name for name in _KNOWN}}
+_NAME = re.compile(r"[a-z0-9]+", re.ASCII)
+_FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+"""What CloudEvents' type String leaves out (non-characters of the further planes apart)."""
+_STRINGS: Final = frozenset(
+    {"specversion", "id", "source", "type", "time", "subject", "datacontenttype", "dataschema"}
+)
 
 # --- reading -----------------------------------------------------------------------------------
 
@@ -47,116 +61,211 @@ def decode_kafka(record: Record) -> Event:
     value = record.value
     if value is None:
         raise RefusedError(Refusal.SCHEMA, "tombstone: a record without a value is no event")
-    if len(value) > MAX_VALUE_BYTES:
-        raise RefusedError(Refusal.TOO_LARGE, f"{len(value)} bytes, {MAX_VALUE_BYTES} at most")
-    headers = {name.lower(): raw for name, raw in record.headers if raw is not None}
+    _check_size(value)
     try:
-        content_type = headers.get("content-type", b"").decode()
-        if content_type.lower().startswith("application/cloudevents"):
-            attributes, body = _open_structured(content_type, value)
-        else:
-            attributes = {n[3:]: raw.decode() for n, raw in headers.items() if n[:3] == "ce_"}
-            body = value
-            if content_type:
-                attributes["datacontenttype"] = content_type
+        attributes = _attributes_of(record.headers)
     except UnicodeDecodeError:
         raise RefusedError(Refusal.SCHEMA, "a header is not UTF-8") from None
-    event = _build(attributes, body, record.topic)
-    key = (event.tournament_id or "").encode()
-    if event.tournament_id is not None and (record.key or b"") != key:
-        raise RefusedError(Refusal.WRONG_KEY, "the record's key is not the tournament's id")
-    return event
+    if _is_structured(attributes.get("datacontenttype", JSON_TYPE)):
+        attributes, value = _open_structured(value)
+    return _build(attributes, value, record.topic, record.key or b"")
 
 
 def decode_http(headers: Mapping[str, str], body: bytes, topic: str) -> Event:
     """The event of an HTTP request, of a type that `topic` carries. Raises RefusedError."""
-    if len(body) > MAX_VALUE_BYTES:
-        raise RefusedError(Refusal.TOO_LARGE, f"{len(body)} bytes, {MAX_VALUE_BYTES} at most")
+    _check_size(body)
     lower = {name.lower(): text for name, text in headers.items()}
-    content_type = lower.get("content-type", "")
-    if content_type.lower().startswith("application/cloudevents"):
-        attributes, body = _open_structured(content_type, body)
+    content_type = lower.get("content-type", JSON_TYPE)
+    if _is_structured(content_type):
+        attributes, body = _open_structured(body)
     else:
-        attributes = {n[3:]: unquote(text) for n, text in lower.items() if n[:3] == "ce-"}
-        if content_type:
-            attributes["datacontenttype"] = content_type
+        attributes = {n[3:]: _plain(text) for n, text in lower.items() if n[:3] == "ce-"}
+        attributes["datacontenttype"] = content_type
     return _build(attributes, body, topic)
 
 
-def _open_structured(content_type: str, value: bytes) -> tuple[dict[str, str], bytes]:
-    if not content_type.lower().startswith(STRUCTURED_TYPE):
-        raise RefusedError(Refusal.SCHEMA, f"can't read {content_type[:80]!r}")
+def _attributes_of(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, str]:
     try:
-        envelope = json.loads(value)
+        # As producers write them: every header known, in lower case, once.
+        attributes = {_HEADERS[header]: raw.decode() for header, raw in headers if raw}
+        if len(attributes) == len(headers):
+            return attributes
+    except KeyError:
+        pass
+    attributes = {}
+    for header, raw in headers:
+        name = header.lower()
+        name = _HEADERS.get(name) or (name[3:] if name[:3] == "ce_" else "")
+        # The binding gives the content type one place only.
+        if raw is None or not name or header[3:].lower() == "datacontenttype":
+            continue
+        if name in attributes:
+            raise RefusedError(Refusal.SCHEMA, f"header {_shown(header)} is there twice")
+        attributes[name] = raw.decode()
+    return attributes
+
+
+@lru_cache(maxsize=1024)
+def _is_structured(content_type: str) -> bool:
+    """Whether the body holds the whole event; if not, it has to be JSON. Raises RefusedError."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type.startswith("application/cloudevents"):
+        if media_type != STRUCTURED_TYPE:
+            raise RefusedError(Refusal.SCHEMA, f"can't read {_shown(media_type)}")
+        return True
+    if media_type != JSON_TYPE and not media_type.endswith("+json"):
+        raise RefusedError(Refusal.SCHEMA, f"content type {_shown(media_type)} is not JSON")
+    return False
+
+
+def _plain(text: str) -> str:
+    """A header's value as HTTP binding §3.1.3.2 wants it read: unquoted, percent-decoded."""
+    if not text.isascii():
+        # Servers guess at such bytes; two ids must never become one by a guess.
+        raise RefusedError(Refusal.SCHEMA, "a header has bytes that are not percent-encoded")
+    if len(text) >= 2 and text[0] == text[-1] == '"':
+        text = re.sub(r"\\(.)", r"\1", text[1:-1])
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        raise RefusedError(Refusal.SCHEMA, "a header is not UTF-8") from None
+
+
+def _check_size(value: bytes) -> None:
+    if len(value) > MAX_VALUE_BYTES:
+        raise RefusedError(Refusal.TOO_LARGE, f"{len(value)} bytes, {MAX_VALUE_BYTES} at most")
+
+
+def _open_structured(value: bytes) -> tuple[dict[str, str], bytes]:
+    try:
+        envelope = json.loads(value.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise RefusedError(Refusal.NOT_JSON, "the structured event is not JSON") from None
     if not isinstance(envelope, dict):
         raise RefusedError(Refusal.SCHEMA, "a structured event is a JSON object")
-    body = json.dumps(envelope.pop("data", None)).encode()
-    if (encoded := envelope.pop("data_base64", None)) is not None:
-        try:
-            body = base64.b64decode(encoded, validate=True)
-        except (TypeError, ValueError, binascii.Error):
-            raise RefusedError(Refusal.SCHEMA, "data_base64 is not base64") from None
+    body = _body_of(envelope)
     attributes = {}
     for name, attribute in envelope.items():
         if attribute is None:
             continue
-        if not isinstance(attribute, str | int | bool):
-            raise RefusedError(Refusal.SCHEMA, f"attribute {name[:20]!r} is not a simple value")
+        simple = str if name in _STRINGS else str | int
+        if not isinstance(attribute, simple):
+            raise RefusedError(Refusal.SCHEMA, f"attribute {_shown(name)} is of the wrong type")
         attributes[name] = attribute if isinstance(attribute, str) else json.dumps(attribute)
+    attributes.setdefault("datacontenttype", JSON_TYPE)
+    if _is_structured(attributes["datacontenttype"]):
+        raise RefusedError(Refusal.SCHEMA, "an event in an event")
     return attributes, body
 
 
-def _build(attributes: dict[str, str], body: bytes, topic: str) -> Event:
+def _body_of(envelope: dict[str, Any]) -> bytes:
+    """Takes the data out of a structured event."""
+    data, encoded = envelope.pop("data", None), envelope.pop("data_base64", None)
+    if encoded is None:
+        try:
+            return json.dumps(data).encode()
+        except RecursionError:
+            raise RefusedError(Refusal.NOT_JSON, "data is nested too deep") from None
+    if data is not None:
+        raise RefusedError(Refusal.SCHEMA, "data and data_base64 exclude each other")
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise RefusedError(Refusal.SCHEMA, "data_base64 is not base64") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _build(attributes: dict[str, str], body: bytes, topic: str, key: bytes | None = None) -> Event:
     """Checks attributes, then data. `attributes` is consumed: what is left are extensions."""
     take = attributes.pop
     if (version := take("specversion", None)) != "1.0":
         raise RefusedError(Refusal.SCHEMA, f"specversion is {_shown(version)}, 1.0 wanted")
     event_id, source = _wanted(take("id", None), "id"), _wanted(take("source", None), "source")
-    event_type = _wanted(take("type", None), "type")
+    event_type = take("type", None)
+    if not event_type:
+        raise RefusedError(Refusal.SCHEMA, "attribute type is missing")
     model = _MODELS[topic].get(event_type)
     if model is None:
         raise RefusedError(Refusal.UNKNOWN_TYPE, f"{_shown(event_type)} is no type of {topic}")
     try:
-        time_ms = parse_time_ms(_wanted(take("time", None), "time"))
-    except (ValueError, OverflowError) as error:
+        time_ms = parse_time_ms(take("time", ""))
+    except ValueError as error:
         raise RefusedError(Refusal.SCHEMA, f"time: {error}") from None
-    content = take("datacontenttype", JSON_TYPE).partition(";")[0].strip().lower()
-    if content != JSON_TYPE and not content.endswith("+json"):
-        raise RefusedError(Refusal.SCHEMA, f"datacontenttype {_shown(content)} is not JSON")
-    try:
-        data = model.model_validate_json(body)
-    except ValidationError as error:
-        raise _refusal_of(error) from None
-    event = Event(
-        id=event_id,
-        source=source,
-        time_ms=time_ms,
-        data=data,
-        subject=take("subject", None),
-        sequence=_number(take("sequence", None)),
-        traceparent=take("traceparent", None),
-        extensions=attributes,
-    )
-    _check_agreement(event, attributes.pop("partitionkey", None), topic)
+    take("datacontenttype", None)
+    data = _data_of(model, body)
+    subject, traceparent = take("subject", None), take("traceparent", None)
+    sequence = _number(attributes.get("sequence"))
+    if sequence is not None and str(sequence) == attributes["sequence"]:
+        del attributes["sequence"]  # else the number can't tell how it was written
+    event = Event(event_id, source, time_ms, data, subject, sequence, traceparent, attributes)
+    _check_agreement(event, attributes, topic, key)
+    if traceparent is not None:
+        _check_text(traceparent, "traceparent")
+    if attributes:
+        _check_extensions(attributes)
     return event
 
 
-def _check_agreement(event: Event, partition_key: str | None, topic: str) -> None:
-    tournament_id = event.tournament_id
-    if topic == WAGERS and tournament_id is None:
-        raise RefusedError(Refusal.SCHEMA, "tournament_id: wanted in this topic")
-    if partition_key is not None and tournament_id is not None and partition_key != tournament_id:
+def _data_of(model: type[Data], body: bytes) -> Data:
+    try:
+        if b"NaN" in body or b"Infinity" in body:
+            # JSON has no such words. Inside a string they are fine: let a strict reader tell.
+            from_json(body, allow_inf_nan=False)
+        return model.__pydantic_validator__.validate_json(body)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        raise _refusal_of(error) from None
+    except ValueError:
+        raise RefusedError(Refusal.NOT_JSON, "NaN and Infinity are not JSON") from None
+
+
+def _check_agreement(
+    event: Event, attributes: dict[str, str], topic: str, key: bytes | None
+) -> None:
+    tournament_id, player_id = event.tournament_id, event.player_id
+    if tournament_id is None:
+        if topic == WAGERS:
+            raise RefusedError(Refusal.SCHEMA, "tournament_id: wanted in this topic")
+    elif attributes.pop("partitionkey", tournament_id) != tournament_id:
         raise RefusedError(Refusal.WRONG_KEY, "partitionkey is not the tournament's id")
-    if event.subject is not None and event.player_id not in (None, event.subject):
+    elif key is not None and key != tournament_id.encode():
+        raise RefusedError(Refusal.WRONG_KEY, "the record's key is not the tournament's id")
+    if event.subject is None or player_id == event.subject:
+        return
+    if player_id is not None:
         raise RefusedError(Refusal.SCHEMA, "subject is not the player of the data")
+    _check_text(event.subject, "subject")
+
+
+def _check_extensions(extensions: Mapping[str, str]) -> None:
+    """They go out again as headers: names and values have to be what headers can hold."""
+    size = 0
+    for name, text in extensions.items():
+        if _NAME.fullmatch(name) is None or len(name) > 64 or name == "data":
+            raise RefusedError(Refusal.SCHEMA, f"{_shown(name)} is no name of an attribute")
+        if _FORBIDDEN.search(text) is not None:
+            raise RefusedError(Refusal.SCHEMA, f"attribute {name} has forbidden characters")
+        size += len(name) + len(text.encode())
+    if size > MAX_EXTENSIONS_BYTES:
+        raise RefusedError(
+            Refusal.TOO_LARGE, f"{size} bytes of extensions, {MAX_EXTENSIONS_BYTES} at most"
+        )
+
+
+def _check_text(text: str, name: str) -> None:
+    if len(text) <= 128 and text.isprintable():
+        return
+    if _FORBIDDEN.search(text) is not None or len(text.encode()) > MAX_ATTRIBUTE_BYTES:
+        raise RefusedError(Refusal.SCHEMA, f"attribute {name} is too long or hostile")
 
 
 def _wanted(text: str | None, name: str) -> str:
     if not text:
         raise RefusedError(Refusal.SCHEMA, f"attribute {name} is missing")
-    if len(text.encode("utf-8", "surrogatepass")) > MAX_ATTRIBUTE_BYTES:
+    # No character takes more than four bytes: short texts need not be encoded to know.
+    if len(text) > 128 and len(text.encode("utf-8", "surrogatepass")) > MAX_ATTRIBUTE_BYTES:
         raise RefusedError(Refusal.BAD_ID, f"attribute {name} is over {MAX_ATTRIBUTE_BYTES} bytes")
     if not text.isprintable():
         raise RefusedError(Refusal.BAD_ID, f"attribute {name} has characters that can't be shown")
@@ -201,51 +310,62 @@ def _refusal_of(error: ValidationError) -> RefusedError:
 
 # --- writing -----------------------------------------------------------------------------------
 
+_SPECVERSION: Final = ("ce_specversion", b"1.0")
+_CONTENT_TYPE: Final = ("content-type", JSON_TYPE.encode())
+_TYPES: Final = {
+    model: ("ce_type", type_.encode())
+    for types in _MODELS.values()
+    for type_, model in types.items()
+}
+
 
 def encode_kafka(event: Event, topic: str) -> Record:
     """The record of an event in binary mode, keyed by its tournament."""
-    key = event.tournament_id
-    headers = [(f"ce_{name}", text.encode()) for name, text in _attributes(event)]
-    headers.append(("content-type", JSON_TYPE.encode()))
-    return Record(
-        topic=topic,
-        key=None if key is None else key.encode(),
-        value=encode_data(event.data),
-        headers=tuple(headers),
-    )
+    data = event.data
+    headers = [
+        _SPECVERSION,
+        ("ce_id", event.id.encode()),
+        ("ce_source", event.source.encode()),
+        _TYPES[type(data)],
+        ("ce_time", format_time_ms(event.time_ms).encode()),
+    ]
+    if event.subject is not None:
+        headers.append(("ce_subject", event.subject.encode()))
+    tournament_id = event.tournament_id
+    key = None if tournament_id is None else tournament_id.encode()
+    if key is not None:
+        headers.append(("ce_partitionkey", key))
+    if event.sequence is not None and "sequence" not in event.extensions:
+        headers.append(("ce_sequence", b"%d" % event.sequence))
+    if event.traceparent is not None:
+        headers.append(("ce_traceparent", event.traceparent.encode()))
+    if event.extensions:
+        headers += [(f"ce_{name}", text.encode()) for name, text in event.extensions.items()]
+    headers.append(_CONTENT_TYPE)
+    return Record(topic, key, encode_data(data), tuple(headers))
 
 
 def encode_http(event: Event) -> tuple[dict[str, str], bytes]:
     """Headers and body of an event in binary mode; values are percent-encoded as HTTP wants."""
-    headers = {f"ce-{name}": _header_value(text) for name, text in _attributes(event)}
+    record = encode_kafka(event, "")
+    headers = {
+        f"ce-{name[3:]}": _header_value(raw)
+        for name, raw in record.headers
+        if raw is not None and name is not _CONTENT_TYPE[0]
+    }
     headers["content-type"] = JSON_TYPE
-    return headers, encode_data(event.data)
+    return headers, record.value or b""
 
 
 def encode_data(data: Data) -> bytes:
     """The data as JSON; fields that were not given stay away."""
-    return data.model_dump_json(exclude_unset=True).encode()
+    return data.__pydantic_serializer__.to_json(data, exclude_unset=True)
 
 
-def _attributes(event: Event) -> Iterable[tuple[str, str]]:
-    yield "specversion", "1.0"
-    yield "id", event.id
-    yield "source", event.source
-    yield "type", type_of(type(event.data))
-    yield "time", format_time_ms(event.time_ms)
-    if event.subject is not None:
-        yield "subject", event.subject
-    if event.tournament_id is not None:
-        yield "partitionkey", event.tournament_id
-    if event.sequence is not None:
-        yield "sequence", str(event.sequence)
-    if event.traceparent is not None:
-        yield "traceparent", event.traceparent
-    yield from event.extensions.items()
+_SAFE: Final = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
 
 
-def _header_value(text: str) -> str:
+def _header_value(raw: bytes) -> str:
     """Percent-encodes what CloudEvents' HTTP binding §3.1.3.2 names: space, quote, percent and
     everything outside printable ASCII."""
-    safe = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
-    return quote(text, safe=safe)
+    return quote(raw, safe=_SAFE)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -25,24 +28,53 @@ from leaderboard.scoring import Scoring
 TYPE_PREFIX: Final = "io.leaderboard."
 
 _RFC3339 = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:[0-5]\d)", re.ASCII
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLIS: Final = {f".{milli:03d}Z": milli for milli in range(1000)}
+_YEARS: Final = range(2, 9999)
+"""The first and the last year that a datetime can say are left out: no zone leads beyond them."""
 
 
 def parse_time_ms(text: str) -> int:
     """An RFC 3339 time with its zone, as milliseconds since 1970. Raises ValueError."""
+    # What `format_time_ms` writes, in a second that was met before.
+    if (milli := _MILLIS.get(text[19:])) is not None:
+        return _second_of(text[:19]) + milli
+    return _parse_time_ms(text)
+
+
+@lru_cache(maxsize=4096)
+def _second_of(text: str) -> int:
+    return _parse_time_ms(text + "Z")
+
+
+def _parse_time_ms(text: str) -> int:
     if _RFC3339.fullmatch(text) is None:
-        raise ValueError(f"not an RFC 3339 time with a zone: {text[:40]!r}")
-    delta = datetime.fromisoformat(text.upper()) - _EPOCH
-    return (delta.days * 86_400 + delta.seconds) * 1000 + delta.microseconds // 1000
+        raise ValueError("not an RFC 3339 time with a zone")
+    return to_ms(_within_years(datetime.fromisoformat(text.upper())))
+
+
+def to_ms(moment: datetime) -> int:
+    """An aware time as milliseconds since 1970, rounded down."""
+    return (moment - _EPOCH) // timedelta(milliseconds=1)
 
 
 def format_time_ms(time_ms: int) -> str:
     """Milliseconds since 1970 as RFC 3339 in UTC, always with three decimals."""
     whole, milli = divmod(time_ms, 1000)
-    stamp = datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{stamp.rjust(19, '0')}.{milli:03d}Z"
+    return f"{_stamp_of(whole)}.{milli:03d}Z"
+
+
+@lru_cache(maxsize=4096)
+def _stamp_of(second: int) -> str:
+    return (_EPOCH + timedelta(seconds=second)).isoformat()[:19]
+
+
+def _within_years(moment: datetime) -> datetime:
+    if moment.year not in _YEARS:
+        raise ValueError(f"a time between the years {_YEARS[0]} and {_YEARS[-1]} is wanted")
+    return moment
 
 
 def _only_rfc3339(value: object) -> object:
@@ -53,6 +85,7 @@ def _only_rfc3339(value: object) -> object:
     return value
 
 
+_DATE_TIME: Final = WithJsonSchema({"type": "string", "format": "date-time"})
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 Money = Annotated[int, Field(ge=0, lt=SCORE_LIMIT)]
 Number = Annotated[int, Field(gt=-SCORE_LIMIT, lt=SCORE_LIMIT)]
@@ -60,7 +93,11 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,64}$")]
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9]{2,7}$")]
-Time = Annotated[AwareDatetime, BeforeValidator(_only_rfc3339, json_schema_input_type=str)]
+Time = Annotated[
+    AwareDatetime,
+    BeforeValidator(_only_rfc3339, json_schema_input_type=Annotated[str, _DATE_TIME]),
+    AfterValidator(_within_years),
+]
 
 
 class Rules(BaseModel):
@@ -271,6 +308,12 @@ TOPICS: Final[Mapping[str, Mapping[str, type[Data]]]] = {
 }
 """Which events each topic carries, by their name in the contract."""
 
+_OF_TOURNAMENT: Final = frozenset(
+    m for models in TOPICS.values() for m in models.values() if "tournament_id" in m.model_fields
+)
+_OF_PLAYER: Final = frozenset(
+    m for models in TOPICS.values() for m in models.values() if "player_id" in m.model_fields
+)
 _NAMES: Final = {model: name for models in TOPICS.values() for name, model in models.items()}
 
 
@@ -284,12 +327,15 @@ def dead_letter_topic(topic: str) -> str:
     return f"{topic}-dlq"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One CloudEvent with its data already checked.
+_NO_EXTENSIONS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class Event(NamedTuple):
+    """One CloudEvent with its data already checked (a tuple, as it is made for every wager).
 
     `sequence` is the producer's own number (the CloudEvents extension), where it is a decimal;
-    `extensions` are the attributes that we do not know and pass on."""
+    `extensions` are the attributes that we do not know and pass on (also a `sequence` in words
+    of its own)."""
 
     id: str
     source: str
@@ -298,22 +344,26 @@ class Event:
     subject: str | None = None
     sequence: int | None = None
     traceparent: str | None = None
-    extensions: Mapping[str, str] = field(default_factory=dict)
+    extensions: Mapping[str, str] = _NO_EXTENSIONS
 
     @property
     def tournament_id(self) -> TournamentId | None:
-        """The tournament that the event belongs to, and so its partition key."""
-        found = getattr(self.data, "tournament_id", None)
-        return None if found is None else TournamentId(found)
+        """The tournament that the event belongs to, and so its partition key.
+
+        Only a field of the type counts: an unknown extra one of that name may hold anything."""
+        if type(self.data) not in _OF_TOURNAMENT:
+            return None
+        return self.data.tournament_id  # type: ignore[return-value, union-attr]
 
     @property
     def player_id(self) -> PlayerId | None:
-        found = getattr(self.data, "player_id", None)
-        return None if found is None else PlayerId(found)
+        """The player that the event is about; None for events of a whole tournament."""
+        if type(self.data) not in _OF_PLAYER:
+            return None
+        return self.data.player_id  # type: ignore[return-value, union-attr]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A Kafka record as it came or as it goes; `offset` and `timestamp_ms` of one read."""
 
     topic: str

@@ -205,13 +205,13 @@ def _decide_schedule(
     if terms is not None and terms.state is State.RUNNING and _reorders(terms.rules, rules):
         # Scores of two orders or operators can't stand on one board.
         return Decision(terms, Disposition.UNSUPPORTED)
-    ends_at_ms = _ms(data.ends_at)
+    ends_at_ms = ev.to_ms(data.ends_at)
     after = Terms(
         name=data.name,
         rules=rules,
         prizes=data.prizes,
         state=State.SCHEDULED if terms is None else terms.state,
-        starts_at_ms=_ms(data.starts_at),
+        starts_at_ms=ev.to_ms(data.starts_at),
         ends_at_ms=ends_at_ms,
         created=entry.offset if terms is None else terms.created,
         revision=entry.offset,
@@ -301,10 +301,6 @@ def _with_someone_out(terms: Terms, entry: LogEntry) -> Terms:
 def _remember(terms: Terms | None, control_id: str) -> tuple[str, ...]:
     known = () if terms is None else terms.control_ids
     return (*known, control_id)[-CONTROL_IDS:]
-
-
-def _ms(moment: datetime) -> int:
-    return ev.parse_time_ms(moment.astimezone(UTC).isoformat())
 
 
 # --- step 2: rows ------------------------------------------------------------------------------
