@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from leaderboard.errors import LeaderboardError
 LOOPBACK: Final = "127.0.0.1"
 POLL_SECONDS: Final = 0.02
 _PR_SET_PDEATHSIG: Final = 1
+_SHUFFLED: Final = iter(random.sample(range(15_000, 32_000), 17_000))
 _LIBC: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
@@ -43,10 +45,14 @@ class PortTakenError(StackError):
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody listens on right now, another one at each call.
+
+    Below the range from which systems take the ports of outgoing connections: a server that is
+    started again later must find its port as it left it."""
+    for port in _SHUFFLED:
+        if is_free(port):
+            return port
+    raise StackError("no port is free")
 
 
 def is_free(port: int) -> bool:

@@ -31,10 +31,9 @@ from leaderboard.stack.process import (
     claim_port,
     free_port,
 )
+from leaderboard.stack.topics import MAX_MESSAGE_BYTES
 
 SLOTS: Final = 16_384
-MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
-"""A payload of 2 MiB has to fit into its dead-letter topic, with headers."""
 
 
 def redis_program() -> str | None:
@@ -86,9 +85,13 @@ class RedisServer:
 
     def start(self, timeout_seconds: float = 15) -> None:
         """Start and wait until it answers. Raises StackError."""
+        self.launch()
+        self.process.wait_until(self.answers, timeout_seconds)
+
+    def launch(self) -> None:
+        """Start without waiting."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self.process.start()
-        self.process.wait_until(self.answers, timeout_seconds)
 
     def answers(self) -> bool:
         """Whether it serves commands (an append-only file may still be loading)."""
@@ -245,6 +248,11 @@ class KafkaServer:
 
     def start(self, timeout_seconds: float = 60) -> None:
         """Format the storage if it is new, start, wait until it answers. Raises StackError."""
+        self.launch()
+        self.process.wait_until(self.answers, timeout_seconds)
+
+    def launch(self) -> None:
+        """Start without waiting, but for the formatting of a new storage (2 s)."""
         self._folder.mkdir(parents=True, exist_ok=True)
         # The controller's port is nobody else's business, so it is any free one each time.
         self._config.write_text(
@@ -260,9 +268,16 @@ class KafkaServer:
         if not (self._folder / "data" / "meta.properties").exists():
             self._format()
         self.process.start()
-        self.process.wait_until(lambda: accepts(self.port), timeout_seconds)
+
+    def answers(self) -> bool:
+        """Whether a client gets the broker's metadata."""
+        if not accepts(self.port):
+            return False
         admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
-        self.process.wait_until(lambda: _serves(admin), timeout_seconds)
+        try:
+            return len(admin.list_topics(timeout=2).brokers) > 0
+        except KafkaException:
+            return False
 
     def _format(self) -> None:
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
@@ -279,10 +294,3 @@ class KafkaServer:
 
     def stop(self) -> None:
         self.process.stop(timeout_seconds=20)
-
-
-def _serves(admin: AdminClient) -> bool:
-    try:
-        return len(admin.list_topics(timeout=1).brokers) > 0
-    except KafkaException:
-        return False

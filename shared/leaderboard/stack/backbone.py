@@ -1,0 +1,86 @@
+"""What the functions stand on in a stack: Kafka, Redis, gateway, issuer, with their settings."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Final, Protocol
+
+from leaderboard.stack.process import LOOPBACK, Process
+from leaderboard.stack.servers import RedisServer
+from leaderboard.stack.supervisor import Service
+
+AUDIENCE: Final = "leaderboard"
+STORES, EDGE, FUNCTIONS, PLAY = 1, 2, 3, 4
+"""Stages of the end: who produces stops before who stores."""
+
+
+class Backbone(Protocol):
+    """The servers of one kind of stack."""
+
+    needless_ports: ClassVar[tuple[str, ...]]
+    """Settings of ports that this kind does not use."""
+
+    def services(self) -> list[Service]:
+        """The servers, to be started together before anything else."""
+
+    def prepare(self) -> None:
+        """Called once when the servers are ready: topics."""
+
+    def settings(self) -> dict[str, str]:
+        """The part of the contract's settings that depends on the kind."""
+
+    def close(self) -> None:
+        """Called last."""
+
+
+def answers_ok(url: str) -> bool:
+    """Whether a GET of this loopback address says 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - our own address
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def redis_service(folder: Path, logs: Path, port: int, program: str | None = None) -> Service:
+    """Redis with an append-only file, so that a killed one comes back with its boards."""
+    server = RedisServer(folder / "redis", port=port, program=program, append_only=True)
+    server.process.log_path = logs / "redis.log"
+    return Service("REDIS", server.process, server.launch, server.answers, STORES)
+
+
+def issuer_service(logs: Path, port: int) -> Service:
+    """The development issuer of tokens."""
+    environ = {**os.environ, "ISSUER_PORT": str(port), "JWT_AUDIENCE": AUDIENCE}
+    argv = [sys.executable, "-m", "leaderboard.stack.issuer"]
+    process = Process("issuer", argv, log_path=logs / "issuer.log", environ=environ)
+    jwks_url = f"http://{LOOPBACK}:{port}/.well-known/jwks.json"
+    return Service("ISSUER", process, process.start, lambda: answers_ok(jwks_url), EDGE)
+
+
+def common_settings(ports: Mapping[str, int], environ: Mapping[str, str]) -> dict[str, str]:
+    """The contract's settings that are the same in every stack, and the functions' addresses."""
+    issuer_url = f"http://{LOOPBACK}:{ports['ISSUER_PORT']}"
+    connect_url = f"http://{LOOPBACK}:{ports['CONNECT_PORT']}"
+    pages = [f"http://{host}:{ports['QUERY_PORT']}" for host in (LOOPBACK, "localhost")]
+    return {
+        "REDIS_URL": f"redis://{LOOPBACK}:{ports['REDIS_PORT']}/0",
+        "JWT_ISSUER": issuer_url,
+        "JWT_AUDIENCE": AUDIENCE,
+        "JWKS_URL": f"{issuer_url}/.well-known/jwks.json",
+        "ISSUER_URL": issuer_url,
+        "TOMBSTONE_KEY": environ.get("TOMBSTONE_KEY") or secrets.token_hex(32),
+        "ALLOWED_ORIGINS": environ.get("ALLOWED_ORIGINS") or ",".join(pages),
+        "PAGE_TOKEN_URL": f"{issuer_url}/token",
+        "PAGE_CONNECT_URL": connect_url,
+    }
+
+
+def authorize_url(ports: Mapping[str, int]) -> str:
+    """Whom the gateway asks before it opens a socket."""
+    return f"http://{LOOPBACK}:{ports['CONNECT_PORT']}/internal/authorize"
