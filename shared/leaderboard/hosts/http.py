@@ -8,18 +8,20 @@ own `cloud_event` signature echoes bodies in errors, refuses GET and knows no bo
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
 from flask import Request, Response
 from pydantic import BaseModel, ValidationError
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
-from werkzeug.routing import Map, Rule
+from werkzeug.routing import BaseConverter, Map, Rule
 
 from leaderboard import telemetry
 from leaderboard.errors import (
@@ -35,6 +37,7 @@ from leaderboard.ports import Caller, Tokens
 
 MAX_BODY_BYTES: Final = 64 * 1024
 PROBLEM_TYPE: Final = "application/problem+json"
+_ALLOWED_HEADERS: Final = "authorization, content-type, idempotency-key, if-none-match"
 logger = logging.getLogger(__name__)
 
 
@@ -43,7 +46,8 @@ class Call:
     """One request, already checked against its route.
 
     `caller` is None only on routes open to everyone; `query` and `body` hold the route's
-    models, where it declares them."""
+    models, where it declares them. `headers` are read in any case; `address` is the client's as
+    the gateway or ingress in front of us saw it."""
 
     path: Mapping[str, str]
     headers: Mapping[str, str]
@@ -73,8 +77,10 @@ class Answer:
 class Route:
     """One operation. `roles` None: open to everyone, without a token.
 
-    `path` uses werkzeug's converters (`/v1/tournaments/<tournament_id>`). `answers` gives the
-    model of each good status for the OpenAPI document."""
+    `path` is a werkzeug rule (`/v1/tournaments/<tournament_id>`); a plain variable matches ids
+    of the contract only, so anything hostile is a 404 before it reaches a key. `answers` gives
+    the model of each good status, `problems` the bad ones that don't follow from the rest, and
+    `headers` what each optional request header is for: all three for the OpenAPI document."""
 
     method: str
     path: str
@@ -84,12 +90,36 @@ class Route:
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
     answers: Mapping[int, type[BaseModel] | None] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    problems: frozenset[int] = frozenset()
     max_body_bytes: int = MAX_BODY_BYTES
     documented: bool = True
 
 
 ANY_ROLE: Final = frozenset({"player", "operator", "auditor", "service"})
 STAFF: Final = frozenset({"operator", "auditor", "service"})
+
+
+class _IdConverter(BaseConverter):
+    """The default for variables in paths: what may name a tournament, a player or a request."""
+
+    regex = "[A-Za-z0-9_-]{1,64}"
+
+
+class _AnyCase(Mapping[str, str]):
+    """Request headers as a mapping whose keys match in any case (RFC 9110 §5.1)."""
+
+    def __init__(self, headers: Headers) -> None:
+        self._headers = headers
+
+    def __getitem__(self, name: str) -> str:
+        return self._headers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._headers.keys())
+
+    def __len__(self) -> int:
+        return len(self._headers)
 
 
 class HttpApp:
@@ -114,8 +144,10 @@ class HttpApp:
         self._ready = dict(ready or {})
         self._origins = frozenset(origins)
         self._map = Map(
-            [Rule(r.path, methods=[r.method], endpoint=r) for r in self.routes],
+            [Rule(r.path, methods=[r.method], endpoint=i) for i, r in enumerate(self.routes)],
+            converters={"default": _IdConverter},
             strict_slashes=True,
+            merge_slashes=False,
         )
 
     def __call__(self, request: Request) -> Response:
@@ -136,6 +168,8 @@ class HttpApp:
         except Exception:
             logger.exception("bug while serving a request")
             response = problem(500, "This is our fault, and it was logged.")
+        # The framework reads what is left of a body before it answers, whatever its size.
+        request.stream = io.BytesIO()
         self._allow_origin(request, response)
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         response.headers.setdefault("Cache-Control", "no-store")
@@ -146,8 +180,8 @@ class HttpApp:
 
     def _match(self, request: Request) -> tuple[Route, dict[str, str]]:
         adapter = self._map.bind("", path_info=request.path)
-        route, path = adapter.match(method=request.method)
-        return route, dict(path)
+        index, path = adapter.match(method=request.method)
+        return self.routes[index], dict(path)
 
     def _serve(self, route: Route, path: Mapping[str, str], request: Request) -> Answer:
         caller = None
@@ -156,13 +190,15 @@ class HttpApp:
             if not caller.roles & route.roles:
                 raise ForbiddenError("none of your roles may do this")
         raw = _body_of(request, route.max_body_bytes)
+        headers = _AnyCase(request.headers)
         query = _validated(route.query, request.args.to_dict(), "query")
         body = None if route.body is None else _validated_json(route.body, raw)
-        forwarded = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
+        # Whoever calls may send this header too: only the last element is our gateway's.
+        forwarded = headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
         return route.handler(
             Call(
                 path=path,
-                headers=request.headers,
+                headers=headers,
                 raw_body=raw,
                 address=forwarded or request.remote_addr or "",
                 caller=caller,
@@ -174,18 +210,18 @@ class HttpApp:
     def _authenticate(self, request: Request) -> Caller:
         if self._tokens is None:
             raise UnauthenticatedError("this function knows no issuer")
-        return self._tokens().verify(bearer_of(request.headers))
+        return self._tokens().verify(bearer_of(_AnyCase(request.headers)))
 
     def _allow_origin(self, request: Request, response: Response) -> None:
         origin = request.headers.get("Origin")
         if origin in self._origins:
             response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Access-Control-Allow-Headers"] = "authorization, content-type"
-            response.headers["Access-Control-Allow-Methods"] = "GET, POST"
-            response.headers["Access-Control-Expose-Headers"] = "ETag"
+            response.headers["Access-Control-Allow-Headers"] = _ALLOWED_HEADERS
+            response.headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST"
+            response.headers["Access-Control-Expose-Headers"] = "Date, ETag, Location, Retry-After"
             response.headers["Access-Control-Max-Age"] = "600"
         if self._origins:
-            response.headers["Vary"] = "Origin"
+            response.headers.add("Vary", "Origin")
 
     # health and description
 
@@ -282,10 +318,12 @@ def _problem_of(error: LeaderboardError) -> Response:
 def _body_of(request: Request, limit: int) -> bytes:
     if (request.content_length or 0) > limit:
         raise RefusedError(Refusal.TOO_LARGE, f"a body has {limit} bytes at most")
-    raw = request.stream.read(limit + 1)
+    raw = bytearray()
+    while len(raw) <= limit and (part := request.stream.read(limit + 1 - len(raw))):
+        raw += part  # a chunked body comes in pieces, and its length is told nowhere
     if len(raw) > limit:
         raise RefusedError(Refusal.TOO_LARGE, f"a body has {limit} bytes at most")
-    return raw
+    return bytes(raw)
 
 
 def _validated(model: type[BaseModel] | None, values: Mapping[str, str], what: str) -> Any:
@@ -327,5 +365,7 @@ def _respond(answer: Answer) -> Response:
     else:
         payload = b"" if body is None else json.dumps(body).encode()
     response = Response(payload, status=answer.status, content_type="application/json")
+    if body is None:
+        del response.headers["Content-Type"]
     response.headers.update(answer.headers)
     return response

@@ -1,0 +1,411 @@
+"""The HTTP host, called as functions-framework calls it: with a Flask request."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterable
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+import pytest
+from flask import Request
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from pydantic import BaseModel, Field
+from werkzeug.test import Client, TestResponse
+
+from leaderboard.errors import (
+    BoardBehindError,
+    ForbiddenError,
+    NotFoundError,
+    Refusal,
+    RefusedError,
+    TransientError,
+)
+from leaderboard.hosts.http import ANY_ROLE, STAFF, Answer, Call, HttpApp, ProblemError, Route
+from ports import KnownTokens
+
+ORIGIN = "https://play.example"
+
+
+class Page(BaseModel):
+    limit: int = Field(100, ge=1, le=1000)
+    state: str | None = None
+
+
+class Named(BaseModel):
+    name: str
+
+
+def _told(call: Call) -> Answer:
+    caller = None if call.caller is None else call.caller.subject
+    limit = call.query.limit if call.query else None
+    return Answer({"caller": caller, "path": dict(call.path), "limit": limit, "at": call.address})
+
+
+def _raising(error: Exception) -> Callable[[Call], Answer]:
+    def handler(call: Call) -> Answer:
+        raise error
+
+    return handler
+
+
+ROUTES = [
+    Route("GET", "/open", "Open.", _told, None),
+    Route("GET", "/things/<thing_id>", "One.", _told, ANY_ROLE, query=Page, answers={200: Named}),
+    Route(
+        "POST",
+        "/things",
+        "Make one.",
+        lambda call: Answer(call.body, status=201, headers={"Location": "/things/1"}),
+        STAFF,
+        body=Named,
+        answers={201: Named},
+        max_body_bytes=1000,
+    ),
+    Route("GET", "/empty", "Nothing.", lambda call: Answer(status=304), None),
+    Route("GET", "/bytes", "Bytes.", lambda call: Answer(b"x"), None, documented=False),
+    Route("GET", "/files/<path:file>", "A file.", _told, None),
+    Route(
+        "GET",
+        "/headers",
+        "Headers.",
+        lambda call: Answer(
+            {"same": call.headers["x-THING"], "n": len(call.headers), "all": sorted(call.headers)}
+        ),
+        None,
+        headers={"X-Thing": "Something."},
+    ),
+    Route("GET", "/fails/bug", "F.", _raising(ValueError("secret detail")), None),
+    Route("GET", "/fails/behind", "F.", _raising(BoardBehindError("t1", 5)), None),
+    Route("GET", "/fails/away", "F.", _raising(TransientError("redis at 10.0.0.1")), None),
+    Route("GET", "/fails/unknown", "F.", _raising(NotFoundError("no such thing")), None),
+    Route("GET", "/fails/forbidden", "F.", _raising(ForbiddenError("not yours")), None),
+    Route("GET", "/fails/refused", "F.", _raising(RefusedError(Refusal.BAD_ID, "id")), None),
+    Route("GET", "/fails/conflict", "F.", _raising(ProblemError(409, "ended", state="e")), None),
+]
+
+
+def _client(app: HttpApp) -> Client:
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        request = Request(environ)
+        response = app(request)
+        # As functions-framework does before it answers: it would read any amount here.
+        assert len(request.get_data()) == 0
+        return response(environ, start_response)
+
+    return Client(application)
+
+
+@pytest.fixture
+def client() -> Client:
+    return _client(HttpApp("host", ROUTES, tokens=KnownTokens, origins=[ORIGIN]))
+
+
+def _as(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _problem(response: TestResponse) -> dict[str, object]:
+    assert response.content_type == "application/problem+json"
+    body = response.get_json(force=True)
+    assert body["status"] == response.status_code
+    assert {"type", "title", "detail"} <= body.keys()
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Cache-Control"] == "no-store"
+    return dict(body)
+
+
+def test_open_route_wants_no_token(client: Client) -> None:
+    response = client.get("/open")
+    assert response.status_code == 200
+    assert response.get_json()["caller"] is None
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "Basic YTpi", "Bearer garbage", "Token a:player"]
+)
+def test_request_without_a_sound_token_is_401(client: Client, header: str | None) -> None:
+    headers = {} if header is None else {"Authorization": header}
+    response = client.get("/things/1", headers=headers)
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    _problem(response)
+
+
+def test_scheme_of_a_token_matches_in_any_case(client: Client) -> None:
+    response = client.get("/things/1", headers={"authorization": "bEaReR alice:player"})
+    assert response.get_json()["caller"] == "alice"
+
+
+def test_function_without_an_issuer_believes_nobody() -> None:
+    response = _client(HttpApp("host", ROUTES)).get("/things/1", headers=_as("a:player"))
+    assert response.status_code == 401
+
+
+def test_wrong_role_is_403(client: Client) -> None:
+    response = client.post("/things", headers=_as("alice:player"), json={"name": "x"})
+    assert response.status_code == 403
+    _problem(response)
+
+
+def test_one_right_role_among_several_is_enough(client: Client) -> None:
+    response = client.post("/things", headers=_as("op:player,operator"), json={"name": "x"})
+    assert response.status_code == 201
+    assert response.headers["Location"] == "/things/1"
+    assert response.get_json() == {"name": "x"}
+
+
+def test_nobody_learns_of_a_body_before_the_token_is_checked(client: Client) -> None:
+    assert client.post("/things", data=b"not json").status_code == 401
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"nope", b"\xff\xfe", b"[" * 900])
+def test_body_that_is_no_json_is_400(client: Client, body: bytes) -> None:
+    response = client.post("/things", headers=_as("op:operator"), data=body)
+    assert response.status_code == 400
+    assert _problem(response)["reason"] == "not_json"
+
+
+def test_body_of_the_wrong_shape_is_422_and_names_the_field(client: Client) -> None:
+    response = client.post("/things", headers=_as("op:operator"), json={"name": ["private"]})
+    assert response.status_code == 422
+    problem = _problem(response)
+    assert problem["errors"] == [{"field": "name", "detail": "Input should be a valid string"}]
+    assert "private" not in response.text
+
+
+def test_body_over_the_limit_is_413(client: Client) -> None:
+    response = client.post("/things", headers=_as("op:operator"), data=b"x" * 1001)
+    assert response.status_code == 413
+    assert _problem(response)["reason"] == "too_large"
+
+
+def test_declared_length_alone_is_enough_for_413(client: Client) -> None:
+    response = client.post(
+        "/things",
+        headers=_as("op:operator"),
+        input_stream=io.BytesIO(b"x"),
+        environ_overrides={"CONTENT_LENGTH": str(10**12)},
+    )
+    assert response.status_code == 413
+
+
+class _Endless(io.RawIOBase):
+    """A chunked body without an end, in small pieces; it counts what was taken."""
+
+    taken = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        size = min(len(buffer), 100)
+        buffer[:size] = b"x" * size
+        self.taken += size
+        return size
+
+    def tell(self) -> int:
+        return 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return 0
+
+
+def test_chunked_body_is_read_no_further_than_the_limit(client: Client) -> None:
+    body = _Endless()
+    response = client.post(
+        "/things",
+        headers=_as("op:operator"),
+        input_stream=body,
+        environ_overrides={"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"},
+    )
+    assert response.status_code == 413
+    assert 1000 < body.taken <= 1001
+
+
+def test_chunked_body_in_pieces_arrives_whole(client: Client) -> None:
+    class Pieces(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(min(size or 1, 3))
+
+    response = client.post(
+        "/things",
+        headers=_as("op:operator"),
+        input_stream=Pieces(b'{"name": "in several pieces"}'),
+        environ_overrides={"wsgi.input_terminated": True},
+    )
+    assert response.get_json() == {"name": "in several pieces"}
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "limit=1.5", "limit="])
+def test_bad_query_value_is_400_and_names_the_parameter(client: Client, query: str) -> None:
+    response = client.get(f"/things/1?{query}", headers=_as("a:player"))
+    assert response.status_code == 400
+    errors = _problem(response)["errors"]
+    assert isinstance(errors, list)
+    assert errors[0]["field"] == "limit"
+
+
+def test_query_has_defaults(client: Client) -> None:
+    assert client.get("/things/1", headers=_as("a:player")).get_json()["limit"] == 100
+
+
+@pytest.mark.parametrize("thing", ["{}", "a:b", "a%0Ab", "x" * 65, "%C3%A9", "..", "a b", ""])
+def test_hostile_id_in_a_path_is_404(client: Client, thing: str) -> None:
+    response = client.get(f"/things/{thing}", headers=_as("a:player"))
+    assert response.status_code == 404
+    _problem(response)
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/open/", "/things", "/OPEN"])
+def test_unknown_path_is_no_redirect(client: Client, path: str) -> None:
+    response = client.get("/", environ_overrides={"PATH_INFO": path})
+    assert response.status_code == (405 if path == "/things" else 404)
+
+
+def test_wrong_method_is_405_with_those_allowed(client: Client) -> None:
+    response = client.post("/open")
+    assert response.status_code == 405
+    assert response.headers["Allow"] == "GET, HEAD"
+    _problem(response)
+
+
+def test_head_answers_like_get_without_a_body(client: Client) -> None:
+    response = client.head("/open")
+    assert response.status_code == 200
+    assert response.data == b""
+    assert response.headers["Content-Length"] == client.get("/open").headers["Content-Length"]
+
+
+def test_answer_without_a_body_has_no_type(client: Client) -> None:
+    response = client.get("/empty")
+    assert response.status_code == 304
+    assert "Content-Type" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("unknown", 404), ("forbidden", 403), ("refused", 422), ("conflict", 409), ("away", 503)],
+)
+def test_error_of_ours_becomes_its_problem(client: Client, path: str, status: int) -> None:
+    response = client.get(f"/fails/{path}")
+    assert response.status_code == status
+    _problem(response)
+
+
+def test_dependency_away_says_when_to_try_again_and_not_which(client: Client) -> None:
+    response = client.get("/fails/away")
+    assert response.headers["Retry-After"] == "1"
+    assert "10.0.0.1" not in response.text
+
+
+@pytest.mark.parametrize("path", ["bug", "behind"])
+def test_bug_is_500_without_its_detail(client: Client, path: str) -> None:
+    response = client.get(f"/fails/{path}")
+    assert response.status_code == 500
+    assert _problem(response)["detail"] == "This is our fault, and it was logged."
+    assert "secret" not in response.text
+
+
+def test_headers_match_in_any_case(client: Client) -> None:
+    told = client.get("/headers", headers={"X-Thing": "1"}).get_json()
+    assert told["same"] == "1"
+    assert "X-Thing" in told["all"]
+    assert told["n"] == len(told["all"])
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "address"),
+    [
+        (None, "127.0.0.1"),
+        ("203.0.113.9", "203.0.113.9"),
+        ("6.6.6.6, 203.0.113.9", "203.0.113.9"),
+        ("203.0.113.9, ", "127.0.0.1"),
+    ],
+)
+def test_only_the_gateways_own_address_is_believed(
+    client: Client, forwarded: str | None, address: str
+) -> None:
+    headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
+    peer = {"REMOTE_ADDR": "127.0.0.1"}
+    response = client.get("/open", headers=headers, environ_overrides=peer)
+    assert response.get_json()["at"] == address
+
+
+def test_page_of_a_known_origin_may_call(client: Client) -> None:
+    response = client.get("/open", headers={"Origin": ORIGIN})
+    assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
+    assert "ETag" in response.headers["Access-Control-Expose-Headers"]
+    assert response.headers["Vary"] == "Origin"
+
+
+def test_page_of_another_origin_may_not_read(client: Client) -> None:
+    for method in (client.get, client.options):
+        headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "GET"}
+        response = method("/open", headers=headers)
+        assert not [name for name, _ in response.headers if name.startswith("Access-Control")]
+        assert response.headers["Vary"] == "Origin"
+
+
+def test_preflight_wants_no_token(client: Client) -> None:
+    headers = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+    response = client.options("/things", headers=headers)
+    assert response.status_code == 204
+    assert "authorization" in response.headers["Access-Control-Allow-Headers"]
+    assert "POST" in response.headers["Access-Control-Allow-Methods"]
+
+
+def test_problem_can_be_read_across_origins(client: Client) -> None:
+    response = client.get("/things/1", headers={"Origin": ORIGIN})
+    assert response.status_code == 401
+    assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
+
+
+def test_health_and_metrics_are_open(client: Client) -> None:
+    assert client.get("/healthz").get_json() == {"status": "alive"}
+    assert client.get("/readyz").get_json() == {"ready": True, "dependencies": {}}
+    metrics = client.get("/metrics")
+    assert metrics.content_type.startswith("text/plain")
+    assert "leaderboard_request_seconds" in metrics.text
+
+
+def test_not_ready_names_the_dependency_and_not_where_it_is() -> None:
+    def away() -> None:
+        raise TransientError("redis at 10.0.0.1")
+
+    app = HttpApp("host", [], ready={"redis": away, "keys": lambda: None})
+    response = _client(app).get("/readyz")
+    assert response.status_code == 503
+    assert response.get_json() == {
+        "ready": False,
+        "dependencies": {"redis": "TransientError", "keys": "ready"},
+    }
+
+
+def test_metrics_name_routes_and_never_ids(client: Client) -> None:
+    client.get("/things/very-private-id", headers=_as("a:player"))
+    metrics = client.get("/metrics").text
+    assert 'route="/things/<thing_id>"' in metrics
+    assert "very-private-id" not in metrics
+
+
+def test_openapi_document_is_valid_and_says_who_may_what(client: Client) -> None:
+    told = client.get("/openapi.json").get_json()
+    OpenAPIV31SpecValidator(told).validate()
+    one = told["paths"]["/things/{thing_id}"]["get"]
+    assert [(p["in"], p["name"], p["required"]) for p in one["parameters"]] == [
+        ("path", "thing_id", True),
+        ("query", "limit", False),
+        ("query", "state", False),
+    ]
+    assert one["security"] == [{"bearer": []}]
+    assert {"200", "400", "401", "403", "404"} <= one["responses"].keys()
+    made = told["paths"]["/things"]["post"]
+    assert {"201", "400", "413", "422"} <= made["responses"].keys()
+    assert made["x-roles"] == sorted(STAFF)
+    assert told["paths"]["/open"]["get"]["security"] == []
+    assert told["paths"]["/headers"]["get"]["parameters"][0]["in"] == "header"
+    assert "/bytes" not in told["paths"]
+    assert "/files/{file}" in told["paths"]
+    assert not re.search(r'"#/\$defs', json.dumps(told))
