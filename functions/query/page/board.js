@@ -114,13 +114,16 @@ class Row {
     const player = document.createElement("th");
     player.scope = "row";
     player.className = "player";
-    player.append(this.#nameText);
+    const who = document.createElement("span");
+    who.className = "who";
+    who.append(this.#nameText);
+    player.append(who);
     if (isOwn) {
       this.element.dataset.own = "";
       const you = document.createElement("span");
       you.className = "you";
       you.textContent = "You";
-      player.append(" ", you);
+      who.append(you);
     }
     this.#scoreCell.className = "score";
     this.element.append(rank, player, this.#scoreCell);

@@ -7,6 +7,7 @@ import { Session } from "./session.js";
 const PLAYER_KEY = "leaderboard.player";
 const ID = /^[A-Za-z0-9_-]{1,64}$/;
 const STATE_ORDER = ["running", "scheduled", "ended", "cancelled"];
+const UNKNOWN_LAST = STATE_ORDER.length + 1;
 const CONNECTION_TEXTS = {
   connecting: "Connecting",
   live: "Live",
@@ -84,11 +85,12 @@ function offer(tournaments) {
   });
   element("tournament").replaceChildren(...options);
   element("choice").hidden = options.length < 2;
+  document.body.dataset.choice = options.length < 2 ? "one" : "many";
 }
 
 /** Running first, then those to come, then the past; each in the order of the list. */
 function sorted(tournaments) {
-  const place = ({ state }) => (STATE_ORDER.indexOf(state) + STATE_ORDER.length + 1) % 5;
+  const place = ({ state }) => (STATE_ORDER.indexOf(state) + UNKNOWN_LAST) % UNKNOWN_LAST;
   return [...tournaments].sort((one, other) => place(one) - place(other));
 }
 

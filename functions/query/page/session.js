@@ -3,15 +3,16 @@
 import { Board } from "./board.js";
 import { OwnCard, OwnStanding, Toast, setText } from "./own.js";
 import { Connection } from "./socket.js";
-import { Newest, rowOf, scoreFormat, spanTold } from "./standing.js";
+import { Newest, distanceIn, rowOf, scoreFormat, spanTold } from "./standing.js";
 
 const OWN_EVERY_MS = 10_000;
-const AROUND_EVERY_MS = 3_000;
+const AROUND_EVERY_MS = 10_000;
+const AROUND_APART_MS = 3_000;
 const QUIET_EVERY_MS = 20_000;
 const AROUND_RADIUS = 5;
 const STATES = {
   scheduled: "Starts soon",
-  running: "Live",
+  running: "Running",
   ended: "Ended",
   cancelled: "Cancelled",
 };
@@ -35,7 +36,7 @@ export class Session {
   #around;
   #card;
   #aroundRead = { sequence: -1, atMs: 0, rows: [] };
-  #ownRead = { sequence: -1, atMs: 0, busy: false };
+  #ownRead = { atMs: 0, busy: false };
   #quietReadMs = 0;
   #tick = 0;
   #stopped = false;
@@ -115,7 +116,7 @@ export class Session {
   async #readOwn() {
     if (this.#ownRead.busy) return;
     const before = this.#own.sequence;
-    this.#ownRead = { sequence: this.#newestTop.sequence, atMs: Date.now(), busy: true };
+    this.#ownRead = { atMs: Date.now(), busy: true };
     await this.#read(
       this.#api.player(this.#tournamentId, this.#playerId),
       (answer) => this.#own.read(answer),
@@ -131,10 +132,20 @@ export class Session {
     const asked = Math.max(this.#newestTop.sequence, this.#own.sequence);
     this.#aroundRead = { ...this.#aroundRead, sequence: asked, atMs: Date.now() };
     await this.#read(this.#api.around(this.#tournamentId, this.#playerId), (answer) => {
-      this.#aroundRead.rows = answer.standings.map(rowOf);
+      const rows = answer.standings.map(rowOf);
+      const own = rows.findIndex((row) => row.playerId === this.#playerId);
+      if (own < 0) return;
+      this.#aroundRead.rows = rows;
+      this.#own.read({
+        ...answer.standings[own],
+        distance: distanceIn(rows, own),
+        players: answer.players,
+        sequence: answer.sequence,
+      });
     });
   }
 
+  /** Whether the neighbours of this rank are all among the rows that we have. */
   #reaches(rank) {
     return rank + AROUND_RADIUS <= this.#rows.length || this.#rows.length === this.#players;
   }
@@ -144,13 +155,15 @@ export class Session {
     const nowMs = Date.now();
     const state = document.body.dataset.connection;
     if (document.hidden || state === "replaced" || state === "refused") return;
-    // Nobody tells a player outside the top 100 that others have passed them.
-    const unseen = this.#own.rank !== null && !this.#isInTop();
-    const ownIsOld = this.#newestTop.sequence > this.#ownRead.sequence;
-    if (unseen && ownIsOld && nowMs - this.#ownRead.atMs > OWN_EVERY_MS) this.#readOwn();
-    const newest = Math.max(this.#newestTop.sequence, this.#own.sequence);
-    const aroundIsOld = newest > this.#aroundRead.sequence;
-    if (aroundIsOld && nowMs - this.#aroundRead.atMs > AROUND_EVERY_MS) this.#readAround();
+    const unknown = this.#own.rank === undefined;
+    if (unknown && nowMs - this.#ownRead.atMs > OWN_EVERY_MS) this.#readOwn();
+    // Nobody tells a player outside the top 100 that others have passed them: this read does. It
+    // comes sooner after a move of their own.
+    const sinceMs = nowMs - this.#aroundRead.atMs;
+    const hasMoved = this.#own.sequence > this.#aroundRead.sequence;
+    const isOld = this.#newestTop.sequence > this.#aroundRead.sequence;
+    if (sinceMs > AROUND_APART_MS && hasMoved) this.#readAround();
+    else if (sinceMs > AROUND_EVERY_MS && isOld) this.#readAround();
     // Before the start and around the end there may be no frames that tell of the change.
     const over = this.#endsInMs() < 0;
     const quiet = this.#tournament.state !== "running" || over;
@@ -195,10 +208,6 @@ export class Session {
 
   // what shows
 
-  #isInTop() {
-    return this.#rows.some((row) => row.playerId === this.#playerId);
-  }
-
   #render() {
     const { name, state, rules } = this.#tournament;
     setText("tournament-name", name ?? this.#tournamentId);
@@ -236,9 +245,15 @@ export class Session {
     document.getElementById("around-empty").hidden = ranked;
     document.getElementById("around-standings").hidden = !ranked;
     if (!ranked) return;
-    const near = (row, index) => Math.abs(index + 1 - rank) <= AROUND_RADIUS;
-    const rows = this.#reaches(rank) ? this.#rows.filter(near) : this.#aroundRead.rows;
-    this.#around.show(rows, this.#format);
+    if (!this.#reaches(rank)) {
+      this.#around.show(this.#aroundRead.rows, this.#format);
+      return;
+    }
+    // A `position` frame can be ahead of the rows by a moment: wait for those, they are coming.
+    const own = this.#rows.findIndex((row) => row.playerId === this.#playerId);
+    if (own < 0 || this.#newestTop.sequence < this.#own.sequence) return;
+    const near = (row, index) => Math.abs(index - own) <= AROUND_RADIUS;
+    this.#around.show(this.#rows.filter(near), this.#format);
   }
 
   #endsInMs() {

@@ -60,7 +60,7 @@ export function moveTold(oldRank, newRank) {
     return { text: "You are no longer on this board", direction: "down", milestone: null };
   }
   const milestone = milestoneOf(oldRank, newRank);
-  const cheer = { top_10: " – welcome to the top 10!", top_100: " – welcome to the top 100!" };
+  const cheer = { top_10: " – top\u00a010!", top_100: " – top\u00a0100!" };
   const text =
     oldRank === null ? `You entered at rank ${newRank}` : `You moved from ${oldRank} to ${newRank}`;
   const direction = oldRank === null || newRank < oldRank ? "up" : "down";
