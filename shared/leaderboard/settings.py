@@ -6,6 +6,7 @@ names a file that holds the value of `NAME` (a mounted secret).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -46,6 +47,15 @@ def load(model: type[S], environ: Mapping[str, str]) -> S:
         raise SettingsError("; ".join(_told(one) for one in error.errors())) from None
 
 
+def load_or_exit(model: type[S], environ: Mapping[str, str]) -> S:
+    """The same for a process's start: what is wrong goes to standard error, the exit code is 2."""
+    try:
+        return load(model, environ)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 def _told(error: object) -> str:
     loc, kind, message = error["loc"], error["type"], error["msg"]  # type: ignore[index]
     name = str(loc[0]) if loc else "settings"
@@ -72,6 +82,14 @@ def _seeds(text: str) -> str:
                 raise ValueError("a seed has no host")
     except ValueError as error:
         raise ValueError(f"is no redis://host:port[,host:port]: {error}") from None
+    return text
+
+
+def _origins(text: str) -> str:
+    for origin in filter(None, map(str.strip, text.split(","))):
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path or parts.query:
+            raise ValueError(f"{origin[:80]!r} is no origin of the form https://host[:port]")
     return text
 
 
@@ -181,3 +199,12 @@ class TokenSettings(_Settings):
     issuer: str = Field(alias="JWT_ISSUER", min_length=1)
     audience: str = Field(alias="JWT_AUDIENCE", min_length=1)
     jwks_url: HttpUrl = Field(alias="JWKS_URL")
+
+
+class OriginSettings(_Settings):
+    """The web origins whose pages may call this function."""
+
+    allowed: Annotated[str, AfterValidator(_origins)] = Field("", alias="ALLOWED_ORIGINS")
+
+    def origins(self) -> tuple[str, ...]:
+        return tuple(filter(None, map(str.strip, self.allowed.split(","))))
