@@ -32,7 +32,8 @@ _RFC3339 = re.compile(
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLIS: Final = {f".{milli:03d}Z": milli for milli in range(1000)}
-_YEARS: Final = range(2, 9999)
+_EARLIEST: Final = datetime(2, 1, 1, tzinfo=UTC)
+_LATEST: Final = datetime(9999, 1, 1, tzinfo=UTC)
 """The first and the last year that a datetime can say are left out: no zone leads beyond them."""
 
 
@@ -50,14 +51,23 @@ def _second_of(text: str) -> int:
 
 
 def _parse_time_ms(text: str) -> int:
+    return to_ms(_parse_time(text))
+
+
+def _parse_time(text: str) -> datetime:
     if _RFC3339.fullmatch(text) is None:
         raise ValueError("not an RFC 3339 time with a zone")
-    return to_ms(_within_years(datetime.fromisoformat(text.upper())))
+    return _within_years(datetime.fromisoformat(text.upper()))
 
 
 def to_ms(moment: datetime) -> int:
     """An aware time as milliseconds since 1970, rounded down."""
     return (moment - _EPOCH) // timedelta(milliseconds=1)
+
+
+def from_ms(time_ms: int) -> datetime:
+    """Milliseconds since 1970 as a time in UTC, exactly."""
+    return _EPOCH + timedelta(milliseconds=time_ms)
 
 
 def format_time_ms(time_ms: int) -> str:
@@ -72,17 +82,15 @@ def _stamp_of(second: int) -> str:
 
 
 def _within_years(moment: datetime) -> datetime:
-    if moment.year not in _YEARS:
-        raise ValueError(f"a time between the years {_YEARS[0]} and {_YEARS[-1]} is wanted")
+    if not _EARLIEST <= moment < _LATEST:
+        raise ValueError("a time between the years 2 and 9998 is wanted")
     return moment
 
 
-def _only_rfc3339(value: object) -> object:
-    if isinstance(value, datetime):
-        return value
-    if not isinstance(value, str) or _RFC3339.fullmatch(value) is None:
-        raise ValueError("not an RFC 3339 time with a zone")
-    return value
+def _read_time(value: object) -> object:
+    # A validator before pydantic's own makes it forget that the text came from JSON, and strict
+    # models then take no text for a time: so it is read here, whole.
+    return _parse_time(value) if isinstance(value, str) else value
 
 
 _DATE_TIME: Final = WithJsonSchema({"type": "string", "format": "date-time"})
@@ -95,7 +103,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,64}$")]
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9]{2,7}$")]
 Time = Annotated[
     AwareDatetime,
-    BeforeValidator(_only_rfc3339, json_schema_input_type=Annotated[str, _DATE_TIME]),
+    BeforeValidator(_read_time, json_schema_input_type=Annotated[str, _DATE_TIME]),
     AfterValidator(_within_years),
 ]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Any, Final
@@ -78,7 +78,7 @@ class Terms(BaseModel):
 
     @property
     def starts_at(self) -> datetime:
-        return datetime.fromtimestamp(self.starts_at_ms / 1000, UTC)
+        return ev.from_ms(self.starts_at_ms)
 
     @property
     def has_subscores(self) -> bool:
@@ -374,7 +374,8 @@ class Standings:
         return len(self._rows)
 
     def changed_terms(self, offset: Offset) -> None:
-        """An applied event changed terms only: the sequence advances all the same."""
+        """An event changed the terms: the sequence advances, whatever else becomes of the event
+        (a wager of the wrong game that is the first in its time starts the tournament)."""
         self.sequence = offset
 
     def apply(self, rules: ev.Rules, entry: LogEntry, action: Action) -> Applied:
