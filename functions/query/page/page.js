@@ -73,7 +73,9 @@ function wanted(name) {
 function follow(tournamentId) {
   session?.stop();
   session = new Session(api, tournamentId, playerId, connectionChanged);
-  element("tournament").value = tournamentId;
+  const select = element("tournament");
+  select.value = tournamentId;
+  if (select.value !== tournamentId) select.add(new Option(tournamentId, tournamentId, false, true));
   phase("board");
   session.start();
 }
