@@ -75,7 +75,9 @@ function follow(tournamentId) {
   session = new Session(api, tournamentId, playerId, connectionChanged);
   const select = element("tournament");
   select.value = tournamentId;
-  if (select.value !== tournamentId) select.add(new Option(tournamentId, tournamentId, false, true));
+  if (select.value !== tournamentId) {
+    select.add(new Option(tournamentId, tournamentId, false, true));
+  }
   phase("board");
   session.start();
 }
