@@ -266,6 +266,20 @@ def test_hostile_name_is_only_text(pages: Pages, contest: Contest) -> None:
     assert pages.complaints == []
 
 
+def test_older_news_is_dropped_until_nothing_else_comes(pages: Pages, contest: Contest) -> None:
+    page = pages.open(contest, "p1")
+    accepted = page.evaluate(
+        """async () => {
+          const { Newest } = await import("/page/standing.js");
+          const newest = new Newest();
+          const told = [[5, 0], [5, 1], [4, 2], [6, 3], [0, 10], [1, 20_000], [2, 40_011]];
+          return told.map(([sequence, atMs]) => newest.accepts(sequence, atMs));
+        }"""
+    )
+    # The last one: for half a minute all that came was lower, so the log was made anew.
+    assert accepted == [True, False, False, True, False, False, True]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_board_is_operable_by_keyboard(pages: Pages, contest: Contest, scheme: str) -> None:
     page = pages.open(contest, "p4", viewport=PHONE)
