@@ -1,0 +1,154 @@
+"""nginx with Nchan as a child process: the gateway of the local stack and of the tests.
+
+Needs nginx and its Nchan module (Debian: `nginx-light libnginx-mod-nchan`). Works as root and as
+anyone else: every path lies in the folder it is given.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import resource
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from leaderboard.stack.process import LOOPBACK, Process, StackError, claim_port
+
+TEMPLATE: Final = Path(__file__).parents[3] / "platform" / "gateway" / "nginx.conf.template"
+MODULE_FOLDERS: Final = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/etc/nginx/modules")
+MODULE_NAME: Final = "ngx_nchan_module.so"
+WORKER_CONNECTIONS: Final = 20_480
+"""10,000 sockets, each with a second connection while it is being opened."""
+SOCKET_SECONDS: Final = 960
+"""A token's 15 minutes and a minute: no socket lives longer, whoever forgets to close it."""
+PING_SECONDS: Final = 25
+FRAME_KIB: Final = 256
+_PLACEHOLDER: Final = re.compile(r"\$\{([A-Z_]+)\}")
+_SAFE_VALUE: Final = re.compile(r"[^\s;{}\"'#$\\]+( [^\s;{}\"'#$\\]+)*")
+
+
+def nchan_module() -> Path:
+    """Where this machine keeps the Nchan module. Raises StackError when it has none."""
+    for folder in MODULE_FOLDERS:
+        if (path := Path(folder) / MODULE_NAME).exists():
+            return path
+    raise StackError(
+        "nginx's Nchan module is missing: install it "
+        "(Debian: apt-get install nginx-light libnginx-mod-nchan)"
+    )
+
+
+def nginx_program() -> str:
+    """nginx from PATH, or from where Debian keeps it. Raises StackError."""
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        raise StackError("nginx is missing: install it (Debian: apt-get install nginx-light)")
+    return program
+
+
+def render(values: Mapping[str, str | int], template: str | None = None) -> str:
+    """The configuration with every `${NAME}` filled.
+
+    Raises ValueError for a placeholder without a value, a value without a placeholder, and a
+    value that could end its directive."""
+    text = TEMPLATE.read_text(encoding="utf-8") if template is None else template
+    code = re.sub(r"(?m)^\s*#.*$", "", text)
+    wanted = set(_PLACEHOLDER.findall(code))
+    if wanted != set(values):
+        raise ValueError(f"placeholders differ in {sorted(wanted ^ set(values))}")
+    for name, value in values.items():
+        if _SAFE_VALUE.fullmatch(str(value)) is None:
+            raise ValueError(f"{name}: {value!r} can't stand in a configuration of nginx")
+    return _PLACEHOLDER.sub(lambda found: str(values.get(found[1], found[0])), text)
+
+
+class NginxServer:
+    """One nginx with one worker: players on `public_port`, functions on `publish_port`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        authorize_url: str,
+        public_port: int = 0,
+        publish_port: int = 0,
+        socket_seconds: int = SOCKET_SECONDS,
+        ping_seconds: int = PING_SECONDS,
+    ) -> None:
+        """`authorize_url` is on-connect's route (`http://host:port/internal/authorize`).
+
+        Raises StackError without nginx or Nchan, PortTakenError naming the setting."""
+        program, module = nginx_program(), nchan_module()
+        self._folder = folder
+        self.public_port = claim_port(public_port, "GATEWAY_PORT")
+        self.publish_port = claim_port(publish_port, "GATEWAY_PUBLISH_PORT")
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        open_files = 2 * WORKER_CONNECTIONS
+        if hard != resource.RLIM_INFINITY:
+            open_files = min(open_files, hard)
+        self._values: Mapping[str, str | int] = {
+            "NCHAN_MODULE": str(module),
+            "WORKERS": 1,
+            "OPEN_FILES": open_files,
+            "WORKER_CONNECTIONS": min(WORKER_CONNECTIONS, open_files),
+            "RUN_FOLDER": str(folder),
+            "ERROR_LOG": "stderr",
+            "ACCESS_LOG": f"{folder}/attempts.log attempts",
+            "MESSAGE_MEMORY": "128M",
+            "PUBLIC_LISTEN": f"{LOOPBACK}:{self.public_port}",
+            "PUBLISH_LISTEN": f"{LOOPBACK}:{self.publish_port}",
+            "AUTHORIZE_URL": authorize_url,
+            "AUTHORIZE_HOST": urlsplit(authorize_url).netloc,
+            "PING_SECONDS": ping_seconds,
+            "SOCKET_SECONDS": socket_seconds,
+            "FRAME_BYTES": f"{FRAME_KIB}k",
+        }
+        config = folder / "nginx.conf"
+        argv = [program, "-e", "stderr", "-p", str(folder), "-c", str(config)]
+        self.process = Process("nginx", argv, log_path=folder / "nginx.log")
+
+    @property
+    def publish_url(self) -> str:
+        """What GATEWAY_PUBLISH_URL has to be."""
+        return f"http://{LOOPBACK}:{self.publish_port}"
+
+    @property
+    def client_url(self) -> str:
+        """What GATEWAY_CLIENT_URL has to be."""
+        return f"ws://{LOOPBACK}:{self.public_port}/connect"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def start(self, timeout_seconds: float = 10) -> None:
+        """Write the configuration, start, and wait until it answers. Raises StackError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            # Workers give root up; they have to pass through to their folders.
+            self._folder.chmod(0o711)
+        (self._folder / "nginx.conf").write_text(render(self._values), encoding="utf-8")
+        self.process.start()
+        self.process.wait_until(self._answers, timeout_seconds)
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection(LOOPBACK, self.publish_port, timeout=1)
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def stop(self) -> None:
+        """Stop at once; every socket is cut."""
+        self.process.stop()
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.process.kill()
