@@ -1,0 +1,5 @@
+"""`python -m leaderboard.cli`: the same as the console script."""
+
+from leaderboard.cli import main
+
+main()

@@ -1,0 +1,243 @@
+"""`leaderboard tournament` and `leaderboard erase`: what staff do."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+from rich.table import Table
+
+from leaderboard.cli.context import (
+    Api,
+    CommandError,
+    checked_id,
+    console,
+    environment,
+    progress_console,
+)
+from leaderboard.events import TournamentScheduled
+
+POLL_SECONDS = 0.3
+_DURATION = re.compile(r"(\d+)(s|m|h|d)")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def _duration(text: str) -> timedelta:
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no duration like 90s, 10m, 2h, 1d")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+def _moment(text: str) -> datetime:
+    if text == "now":
+        return datetime.now(UTC)
+    if text.startswith("+"):
+        return datetime.now(UTC) + _duration(text[1:])
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no time like 2026-01-31T18:00Z, now, +5m") from None
+    if moment.tzinfo is None:
+        raise click.BadParameter(f"{text!r} has no zone; add Z or an offset")
+    return moment
+
+
+@click.group(help="Schedule, start, end, cancel, list and show tournaments.")
+def tournament() -> None:
+    """Each change is an event in the log."""
+
+
+@tournament.command(help="Schedule a tournament, or change one that was scheduled.")
+@click.argument("tournament_id")
+@click.option("--name", help="Default: the id.")
+@click.option("--starts", default="now", show_default=True, help="A time with zone, now, or +5m.")
+@click.option("--ends", help="A time with zone, or +2h; default: --for after the start.")
+@click.option("--for", "lasts", default="1h", show_default=True, help="90s, 10m, 2h, 1d.")
+@click.option(
+    "--scoring",
+    type=click.Choice(["stake", "win", "count", "multiplier", "submitted"]),
+    default="stake",
+    show_default=True,
+)
+@click.option(
+    "--operator",
+    type=click.Choice(["sum", "best", "last", "count"]),
+    default="sum",
+    show_default=True,
+)
+@click.option(
+    "--order",
+    type=click.Choice(["descending", "ascending"]),
+    default="descending",
+    show_default=True,
+)
+@click.option("--currency", help="Only wagers in this one count.")
+@click.option("--game", "games", multiple=True, help="Only this game counts; may be given again.")
+@click.option("--min-stake", type=click.IntRange(0), help="Minor units.")
+@click.option("--join", type=click.Choice(["open", "required"]), default="open", show_default=True)
+@click.option("--prizes", help="JSON, kept as it is.")
+def schedule(  # noqa: PLR0913 - they are options
+    *,
+    tournament_id: str,
+    name: str | None,
+    starts: str,
+    ends: str | None,
+    lasts: str,
+    scoring: str,
+    operator: str,
+    order: str,
+    currency: str | None,
+    games: tuple[str, ...],
+    min_stake: int | None,
+    join: str,
+    prizes: str | None,
+) -> None:
+    """Checked by the same model as the event."""
+    starts_at = _moment(starts)
+    ends_at = starts_at + _duration(lasts) if ends is None else _moment(ends)
+    rules: dict[str, Any] = {
+        "scoring": {"kind": scoring},
+        "operator": operator,
+        "order": order,
+        "join": join,
+        "currency": currency,
+        "games": list(games) or None,
+        "min_stake_minor": min_stake,
+    }
+    body: dict[str, Any] = {
+        "tournament_id": checked_id(tournament_id, "tournament"),
+        "name": name or tournament_id,
+        "starts_at": starts_at.isoformat(timespec="milliseconds"),
+        "ends_at": ends_at.isoformat(timespec="milliseconds"),
+        "rules": {key: value for key, value in rules.items() if value is not None},
+    }
+    try:
+        if prizes is not None:
+            body["prizes"] = json.loads(prizes)
+        TournamentScheduled.model_validate_json(json.dumps(body))
+    except ValueError as error:
+        raise CommandError(f"the schedule would be refused: {error}") from None
+    _operator().call("TOURNAMENT_URL", "POST", "/v1/tournaments", json=body)
+    console.print(f"{tournament_id}: scheduled, {starts_at:%F %T %Z} to {ends_at:%F %T %Z}")
+
+
+def _operator() -> Api:
+    return Api(environment(), "cli", ("operator",))
+
+
+def _decide(tournament_id: str, verb: str, reason: str | None) -> None:
+    checked_id(tournament_id, "tournament")
+    body = {} if reason is None else {"reason": reason}
+    _operator().call("TOURNAMENT_URL", "POST", f"/v1/tournaments/{tournament_id}/{verb}", json=body)
+    console.print(f"{tournament_id}: {verb} is in the log", highlight=False)
+
+
+@tournament.command(help="Start a tournament before its time.")
+@click.argument("tournament_id")
+@click.option("--reason")
+def start(tournament_id: str, reason: str | None) -> None:
+    """By its time it starts by itself."""
+    _decide(tournament_id, "start", reason)
+
+
+@tournament.command(help="End a tournament at once.")
+@click.argument("tournament_id")
+@click.option("--reason")
+def end(tournament_id: str, reason: str | None) -> None:
+    """What comes later in the log does not count."""
+    _decide(tournament_id, "end", reason)
+
+
+@tournament.command(help="Cancel a tournament; nothing counts any more.")
+@click.argument("tournament_id")
+@click.option("--reason")
+@click.confirmation_option(prompt="Cancel it for good?")
+def cancel(tournament_id: str, reason: str | None) -> None:
+    """Asks first; --yes answers."""
+    _decide(tournament_id, "cancel", reason)
+
+
+@tournament.command("list", help="List tournaments.")
+@click.option("--state", type=click.Choice(["scheduled", "running", "ended", "cancelled"]))
+def list_(state: str | None) -> None:
+    """As the public list has them."""
+    query = {} if state is None else {"state": state}
+    answer = _operator().call("QUERY_URL", "GET", "/v1/tournaments", params=query)
+    table = Table(box=None, pad_edge=False)
+    for column in ("tournament", "state", "starts", "ends", "name"):
+        table.add_column(column, no_wrap=column != "name")
+    for one in answer["tournaments"]:
+        table.add_row(
+            one["tournament_id"],
+            one["state"],
+            one["starts_at"],
+            one["ends_at"],
+            one.get("name", ""),
+        )
+    console.print(table, highlight=False, markup=False)
+
+
+@tournament.command(help="Show a tournament and the top of its board.")
+@click.argument("tournament_id")
+@click.option("--top", type=click.IntRange(1, 1000), default=10, show_default=True)
+def show(tournament_id: str, top: int) -> None:
+    """One read of each."""
+    api, path = _operator(), f"/v1/tournaments/{checked_id(tournament_id, 'tournament')}"
+    about = api.call("QUERY_URL", "GET", path)
+    board = api.call("QUERY_URL", "GET", f"{path}/standings", params={"limit": top})
+    for name in ("state", "starts_at", "ends_at", "players", "sequence"):
+        console.print(f"{name}: {about[name]}", highlight=False, markup=False)
+    console.print(f"rules: {json.dumps(about['rules'])}", highlight=False, markup=False)
+    console.print(
+        standings_table(
+            [
+                (one["rank"], one["player_id"], one["display_name"], one["score"])
+                for one in board["standings"]
+            ]
+        )
+    )
+
+
+def standings_table(rows: list[tuple[int, str, str | None, int]]) -> Table:
+    """Rank, player, name and score, for a terminal."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("rank", justify="right")
+    table.add_column("player")
+    table.add_column("name")
+    table.add_column("score", justify="right")
+    for rank, player_id, name, score in rows:
+        table.add_row(str(rank), player_id, name or "", f"{score:,}")
+    return table
+
+
+@click.command(help="Forget PLAYER everywhere, and wait until it is done.")
+@click.argument("player")
+@click.option("--timeout", type=click.FloatRange(1), default=60, show_default=True, metavar="S")
+@click.confirmation_option(prompt="Forget this player for good?")
+def erase(player: str, timeout: float) -> None:
+    """Shows each place as it is done. The same again is no error."""
+    api = Api(environment(), "cli", ("operator", "service"))
+    body = {"player_id": checked_id(player, "player")}
+    erasure_id = api.call("ERASE_URL", "POST", "/v1/erasures", json=body)["erasure_id"]
+    console.print(f"erasure {erasure_id}", highlight=False)
+    deadline = time.monotonic() + timeout
+    done: set[str] = set()
+    with progress_console.status("forgetting"):
+        while True:
+            places = api.call("ERASE_URL", "GET", f"/v1/erasures/{erasure_id}")["places"]
+            for place in sorted(name for name, state in places.items() if state == "done"):
+                if place not in done:
+                    console.print(f"done: {place}", highlight=False, markup=False)
+                    done.add(place)
+            if pending := sorted(places.keys() - done):
+                if time.monotonic() > deadline:
+                    raise CommandError(f"after {timeout:g} s still pending: {', '.join(pending)}")
+                time.sleep(POLL_SECONDS)
+                continue
+            break
+    console.print("forgotten", highlight=False)
