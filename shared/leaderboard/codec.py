@@ -33,6 +33,7 @@ from leaderboard.events import (
 
 MAX_VALUE_BYTES: Final = 32 * 1024
 MAX_ATTRIBUTE_BYTES: Final = 512
+MAX_CONTENT_TYPE: Final = 255
 MAX_EXTENSIONS_BYTES: Final = 16 * 1024
 JSON_TYPE: Final = "application/json"
 STRUCTURED_TYPE: Final = "application/cloudevents+json"
@@ -105,9 +106,15 @@ def _attributes_of(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, str
     return attributes
 
 
-@lru_cache(maxsize=1024)
 def _is_structured(content_type: str) -> bool:
     """Whether the body holds the whole event; if not, it has to be JSON. Raises RefusedError."""
+    if len(content_type) > MAX_CONTENT_TYPE:
+        raise RefusedError(Refusal.SCHEMA, f"content type of {len(content_type)} characters")
+    return _names_structured(content_type)
+
+
+@lru_cache(maxsize=64)
+def _names_structured(content_type: str) -> bool:
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type.startswith("application/cloudevents"):
         if media_type != STRUCTURED_TYPE:

@@ -361,9 +361,8 @@ def test_schedule_counts_for_the_events_after_it_also_within_a_batch() -> None:
 def test_order_can_change_before_the_start_and_never_while_running() -> None:
     log = [scheduled(0), scheduled(1, order="ascending"), scored(2, "a", 1), scored(3, "b", 2)]
     assert [row[1] for row in fold(log).standings] == ["a", "b"]
-    changes: dict[str, Any]
-    changes: dict[str, Any]
-    for changes in ({}, {"order": "ascending", "operator": "best"}):
+    unlike: tuple[dict[str, Any], ...] = ({}, {"order": "ascending", "operator": "best"})
+    for changes in unlike:
         assert fold([*log, scheduled(4, **changes)]).verdicts[-1] == "unsupported"
     assert fold([*log, scheduled(4, order="ascending", join="required")]).verdicts[-1] == "applied"
 
