@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -71,3 +72,17 @@ def _check(folder: Path, wanted: dict[str, str]) -> None:
             digest = hashlib.file_digest(jar, "sha256").hexdigest()
         if digest != wanted[name]:
             raise StackError(f"{path} is not the jar that jars.sha256 names; delete the folder")
+
+
+def main() -> int:
+    """`python -m leaderboard.stack.kafka_jars`: fetch and check; prints where they are."""
+    try:
+        print(kafka_jars())
+    except StackError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+# Everything runs from .venv, made from the hash-pinned lock; nothing is installed elsewhere.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(if $(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo y),$(p))))
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST_ARGS ?=
+
+.PHONY: help
+help: ## List these targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+.PHONY: run
+run: $(STAMP) ## Embedded stack with sample players; prints the board's address; Ctrl-C stops all.
+	@exec $(BIN)/leaderboard run
+
+.PHONY: stack
+stack: $(STAMP) kafka ## Local stack: real Kafka, Redis, nginx + Nchan; writes .stack.env.
+	@exec $(BIN)/leaderboard stack --kind local
+
+.PHONY: test
+test: check kafka ## Everything that CI runs, with real servers.
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: check
+check: $(STAMP) ## Style, types, generated files: verifies, changes nothing.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy shared
+	@$(BIN)/mypy tests
+	@# Several modules are called main: one run each.
+	@for main in functions/*/main.py; do echo "mypy $$main"; $(BIN)/mypy "$$main"; done
+	@$(BIN)/leaderboard schemas --check
+
+.PHONY: lint
+lint: $(STAMP) ## Fix what can be fixed by itself.
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/leaderboard schemas
+
+.PHONY: kafka
+kafka: $(STAMP) ## Fetch Apache Kafka's jars into .cache and check their sums.
+	@$(BIN)/python -m leaderboard.stack.kafka_jars
+
+.PHONY: install
+install: $(STAMP) ## Make .venv (all other targets do it by themselves).
+
+.PHONY: clean
+clean: ## Remove everything that was made here, .venv too.
+	@rm -rf $(VENV) .cache .stack .stack.env .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): requirements.lock pyproject.toml
+ifeq ($(strip $(PYTHON)),)
+	@echo "error: Python 3.11 or later is wanted; python3 here is older or missing (set PYTHON)" >&2
+	@exit 1
+endif
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+		rm -rf $(VENV); \
+		echo "error: $(PYTHON) can't make a venv (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "installing into $(VENV)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
