@@ -6,6 +6,7 @@ names a file that holds the value of `NAME` (a mounted secret).
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,13 +35,16 @@ def load(model: type[S], environ: Mapping[str, str]) -> S:
         name = field.alias
         if name is None:
             raise TypeError(f"{model.__name__} has a field without a variable")
-        if (file_name := environ.get(f"{name}_FILE")) is not None:
+        text = environ.get(name, "")
+        if file_name := environ.get(f"{name}_FILE"):
             try:
-                values[name] = Path(file_name).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
+                text = Path(file_name).read_text(encoding="utf-8").strip()
+            except UnicodeDecodeError:
+                raise SettingsError(f"{name}_FILE: {file_name} is not UTF-8") from None
+            except OSError as error:
                 raise SettingsError(f"{name}_FILE: can't be read: {error}") from None
-        elif environ.get(name, "") != "":
-            values[name] = environ[name]
+        if text:  # set to nothing is not set
+            values[name] = text
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -58,14 +62,34 @@ def load_or_exit(model: type[S], environ: Mapping[str, str]) -> S:
 
 def _told(error: object) -> str:
     loc, kind, message = error["loc"], error["type"], error["msg"]  # type: ignore[index]
-    name = str(loc[0]) if loc else "settings"
-    return f"{name}: is missing" if kind == "missing" else f"{name}: {message}"
+    message = message.removeprefix("Value error, ")
+    if not loc:  # of several variables together: the message names them
+        return str(message)
+    return f"{loc[0]}: is missing" if kind == "missing" else f"{loc[0]}: {message}"
+
+
+def _is_place(netloc: str) -> bool:
+    """Whether this is `host` or `host:port`. Never raises: its errors would show secrets."""
+    try:
+        parts = urlsplit(f"//{netloc}")
+        return bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", netloc)
+    except ValueError:
+        return False
+
+
+def _netloc(text: str) -> tuple[str, str]:
+    """Scheme and `host[:port][,…]` of a URL, without user and password; empty if it is none."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return "", ""
+    return parts.scheme, parts.netloc.rpartition("@")[2]
 
 
 def _url(*schemes: str) -> AfterValidator:
     def check(text: str) -> str:
-        parts = urlsplit(text)
-        if parts.scheme not in schemes or not parts.hostname:
+        scheme, place = _netloc(text)
+        if scheme not in schemes or not _is_place(place):
             raise ValueError(f"is no URL of the form {schemes[0]}://host[:port]")
         return text.rstrip("/")
 
@@ -73,15 +97,9 @@ def _url(*schemes: str) -> AfterValidator:
 
 
 def _seeds(text: str) -> str:
-    scheme, _, rest = text.partition("://")
-    if scheme not in ("redis", "rediss") or not rest:
+    scheme, places = _netloc(text)
+    if scheme not in ("redis", "rediss") or not all(map(_is_place, places.split(","))):
         raise ValueError("is no redis://host:port[/db] and no list redis://host:port,host:port")
-    try:
-        for seed in rest.rpartition("@")[2].partition("/")[0].split(","):
-            if not urlsplit(f"redis://{seed}").hostname or urlsplit(f"redis://{seed}").port == 0:
-                raise ValueError("a seed has no host")
-    except ValueError as error:
-        raise ValueError(f"is no redis://host:port[,host:port]: {error}") from None
     return text
 
 
@@ -155,6 +173,7 @@ class ConsumerSettings(_Settings):
     session_timeout_ms: int = Field(6_000, alias="KAFKA_SESSION_TIMEOUT_MS", ge=1_000, le=300_000)
     """Classic groups only: how long a killed member keeps its partitions."""
     batch_size: int = Field(1_000, alias="BATCH_SIZE", ge=1, le=10_000)
+    host: str = Field("0.0.0.0", alias="HOST")  # noqa: S104 - a pod's probes come from outside
     port: Port = Field(8080, alias="PORT")
     """Of /healthz, /readyz and /metrics."""
 
@@ -162,7 +181,7 @@ class ConsumerSettings(_Settings):
 class RedisSettings(_Settings):
     """Where the boards are: one server, or the seed list of a cluster (more than one host)."""
 
-    url: Annotated[str, AfterValidator(_seeds)] = Field(alias="REDIS_URL")
+    url: Annotated[str, AfterValidator(_seeds)] = Field(alias="REDIS_URL", repr=False)
 
 
 class TombstoneSettings(_Settings):
@@ -178,7 +197,7 @@ class GatewaySettings(_Settings):
     """The WebSocket gateway: its kind and the side on which functions publish."""
 
     kind: Literal["nchan", "web-pubsub", "development"] = Field(alias="GATEWAY_KIND")
-    publish_url: HttpUrl = Field(alias="GATEWAY_PUBLISH_URL")
+    publish_url: HttpUrl = Field(alias="GATEWAY_PUBLISH_URL", repr=False)
 
     @model_validator(mode="after")
     def _kind_exists(self) -> GatewaySettings:

@@ -104,6 +104,12 @@ def transient() -> Iterator[None]:
         raise
 
 
+def check(client: RedisClient) -> None:
+    """Raises TransientError unless the server (of a cluster: every primary) answers."""
+    with transient():
+        client.ping()
+
+
 def _retry() -> Retry:
     """Three more attempts within half a second: longer waits are the caller's to decide."""
     return Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.3), RETRIES)

@@ -1,0 +1,294 @@
+"""on-rank-change: what someone can see, brought to their screens.
+
+From `position-changes` to the gateway. A `position` frame goes to each player who moved and has
+a live socket; a `top` frame, the top 100 as the board has it, goes to everyone. Both are coalesced
+(a later frame makes the one before needless), so their number does not grow with the wagers; and
+`top` comes again every five seconds, so that who missed a frame is level again.
+
+An input is committed when every frame that it calls for is with the gateway. After a crash frames
+come again; readers drop what is not newer than what they have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from leaderboard import telemetry
+from leaderboard.adapters.kafka_feed import KafkaFeed
+from leaderboard.adapters.nchan_gateway import NchanGateway
+from leaderboard.adapters.redis_board import RedisBoard
+from leaderboard.adapters.redis_client import check, connect
+from leaderboard.adapters.redis_connections import RedisConnections
+from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.errors import SettingsError
+from leaderboard.events import POSITION_CHANGES, PositionChanged
+from leaderboard.hosts.first_use import FirstUse
+from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused
+from leaderboard.model import TOP_VISIBLE, Offset, PlayerId, State, TournamentId, masked
+from leaderboard.partitioning import partition_of
+from leaderboard.ports import Board, BoardView, Connections, Directory, Frame, Gateway
+from leaderboard.settings import (
+    ConsumerSettings,
+    GatewaySettings,
+    KafkaSettings,
+    RedisSettings,
+    TombstoneSettings,
+    load,
+)
+
+NAME = "on-rank-change"
+POSITION_SECONDS = 0.02
+"""At most so often are a tournament's `position` frames sent: one a player and time."""
+TOP_SECONDS = 0.25
+AGAIN_SECONDS = 5.0
+MILESTONES = ((10, "top_10"), (100, "top_100"))
+
+
+@dataclass(slots=True)
+class _Moved:
+    """A player's changes since their last frame: where they were, and the newest of them."""
+
+    old_rank: int | None
+    newest: PositionChanged
+
+
+@dataclass(slots=True)
+class _Watched:
+    """One tournament, and what its watchers have not been told yet."""
+
+    partition: int
+    moved: dict[PlayerId, _Moved] = field(default_factory=dict)
+    moved_since: Offset | None = None
+    top_since: Offset | None = None
+    """The first input that no `top` frame covers yet."""
+    sequence: int = -1
+    positions_at: float = 0.0
+    top_at: float = 0.0
+    state: State | None = None
+
+
+class OnRankChange:
+    """The function. `clock` counts seconds and never goes back."""
+
+    def __init__(
+        self,
+        board: Board,
+        directory: Directory,
+        connections: Connections,
+        gateway: Gateway,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._board = board
+        self._directory = directory
+        self._connections = connections
+        self._gateway = gateway
+        self._clock = clock
+        self._partitions: dict[int, int] = {}
+        """Owned partitions, with the number that the topic has."""
+        self._watched: dict[TournamentId, _Watched] = {}
+        self._looked_at = -AGAIN_SECONDS
+
+    def assigned(self, assignment: Assignment) -> Offset | None:
+        self._partitions[assignment.partition] = assignment.partitions
+        self._looked_at = -AGAIN_SECONDS
+        return None
+
+    def revoked(self, partition: int) -> None:
+        self._partitions.pop(partition, None)
+        self._watched = {t: w for t, w in self._watched.items() if w.partition != partition}
+
+    def handle(self, batch: Batch) -> Sequence[Refused]:
+        """Note what changed; send what may be sent now, the rest follows by `tick`."""
+        for entry in batch.entries:
+            data = entry.event.data
+            if not isinstance(data, PositionChanged):
+                raise AssertionError("the codec lets nothing else into position-changes")
+            tournament_id = TournamentId(data.tournament_id)
+            watched = self._watched.setdefault(tournament_id, _Watched(batch.partition))
+            if data.sequence > watched.sequence:
+                note(watched, data, entry.offset)
+        self.tick()
+        return ()
+
+    def settle(self, batch: Batch) -> None:
+        """Nothing more: what is open holds the commit back (see `safe`)."""
+
+    def safe(self, partition: int, next_offset: Offset) -> Offset:
+        """Up to the first input whose frames are not with the gateway yet."""
+        open_since = [
+            since
+            for watched in self._watched.values()
+            if watched.partition == partition
+            for since in (watched.moved_since, watched.top_since)
+            if since is not None
+        ]
+        return min(open_since, default=next_offset)
+
+    def tick(self) -> float:
+        """Send the frames that are due; the seconds until the next one is."""
+        now = self._clock()
+        self._look_around(now)
+        wanted = AGAIN_SECONDS
+        for tournament_id, watched in list(self._watched.items()):
+            if watched.moved and now >= watched.positions_at + POSITION_SECONDS:
+                self._send_positions(tournament_id, watched, now)
+            again = AGAIN_SECONDS if watched.top_since is None else TOP_SECONDS
+            if now >= watched.top_at + again:
+                self._send_top(tournament_id, watched, now)
+            if watched.moved:
+                wanted = min(wanted, watched.positions_at + POSITION_SECONDS - now)
+            again = AGAIN_SECONDS if watched.top_since is None else TOP_SECONDS
+            wanted = min(wanted, watched.top_at + again - now)
+        return max(wanted, 0.0)
+
+    def _look_around(self, now: float) -> None:
+        """Also a quiet tournament is watched, so that its board comes again."""
+        if now < self._looked_at + AGAIN_SECONDS:
+            return
+        for summary in self._directory.all():
+            tournament_id, state = summary.tournament_id, summary.terms.state
+            if tournament_id in self._watched or state in (State.ENDED, State.CANCELLED):
+                continue
+            key = tournament_id.encode()
+            for partition, count in self._partitions.items():
+                if partition_of(key, count) == partition:
+                    self._watched[tournament_id] = _Watched(partition)
+        self._looked_at = now
+
+    def _send_positions(self, tournament_id: TournamentId, watched: _Watched, now: float) -> None:
+        live = self._connections.live(tournament_id, list(watched.moved))
+        frames = [
+            Frame(f"me.{tournament_id}.{player_id}", position_frame(moved))
+            for player_id, moved in watched.moved.items()
+            if player_id in live
+        ]
+        self._gateway.publish(frames)
+        telemetry.FRAMES.labels("position").inc(len(frames))
+        watched.moved.clear()
+        watched.moved_since = None
+        watched.positions_at = now
+
+    def _send_top(self, tournament_id: TournamentId, watched: _Watched, now: float) -> None:
+        view = self._board.top(tournament_id, TOP_VISIBLE)
+        if view is not None:
+            channel = f"top.{tournament_id}"
+            frames = [Frame(channel, top_frame(view))]
+            if view.terms.state is not watched.state:
+                # First, because the gateway keeps only the last frame for new subscribers.
+                frames.insert(0, Frame(channel, tournament_frame(view)))
+            self._gateway.publish(frames)
+            telemetry.FRAMES.labels("top").inc()
+            watched.state = view.terms.state
+        is_over = view is None or view.terms.state in (State.ENDED, State.CANCELLED)
+        watched.top_since = None
+        watched.top_at = now
+        if is_over and not watched.moved:
+            self._watched.pop(tournament_id, None)
+
+
+def note(watched: _Watched, data: PositionChanged, offset: Offset) -> None:
+    """Remember a change until its frames are sent."""
+    watched.sequence = data.sequence
+    player_id = PlayerId(data.player_id)
+    before = watched.moved.get(player_id)
+    if before is not None:
+        telemetry.COALESCED.labels("position").inc()
+    old_rank = data.old_rank if before is None else before.old_rank
+    watched.moved[player_id] = _Moved(old_rank, data)
+    if watched.moved_since is None:
+        watched.moved_since = offset
+    if watched.top_since is None:
+        watched.top_since = offset
+    else:
+        telemetry.COALESCED.labels("top").inc()
+
+
+def position_frame(moved: _Moved) -> bytes:
+    """What one player is told of their own place."""
+    data = moved.newest
+    frame = {
+        "type": "position",
+        "tournament_id": data.tournament_id,
+        "sequence": data.sequence,
+        "old_rank": moved.old_rank,
+        "new_rank": data.new_rank,
+        "score": data.score,
+        "distance": data.distance,
+        "milestone": milestone(moved.old_rank, data.new_rank),
+    }
+    return _json(frame)
+
+
+def milestone(old_rank: int | None, new_rank: int | None) -> str | None:
+    """The best circle that the player has just entered, None for none."""
+    if new_rank is None:
+        return None
+    for size, name in MILESTONES:
+        if new_rank <= size:
+            return name if old_rank is None or old_rank > size else None
+    return None
+
+
+def top_frame(view: BoardView) -> bytes:
+    """The first hundred as everyone sees them; its version is the board's sequence."""
+    frame = {
+        "type": "top",
+        "tournament_id": view.tournament_id,
+        "version": view.sequence,
+        "sequence": view.sequence,
+        "players": view.players,
+        "standings": [
+            [s.rank, s.player_id, s.display_name or masked(s.player_id), s.score.score]
+            for s in view.standings
+        ],
+    }
+    return _json(frame)
+
+
+def tournament_frame(view: BoardView) -> bytes:
+    """A tournament's new state."""
+    return _json(
+        {
+            "type": "tournament",
+            "tournament_id": view.tournament_id,
+            "sequence": view.sequence,
+            "state": view.terms.state.value,
+        }
+    )
+
+
+def _json(frame: dict[str, object]) -> bytes:
+    return json.dumps(frame, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+# --- wiring ------------------------------------------------------------------------------------
+
+
+def consume() -> None:
+    """Run the Kafka host until it is told to stop."""
+    kafka, consumer = load(KafkaSettings, os.environ), load(ConsumerSettings, os.environ)
+    redis, tombstones = load(RedisSettings, os.environ), load(TombstoneSettings, os.environ)
+    gateway = NchanGateway(load(GatewaySettings, os.environ).publish_url)
+    telemetry.log_json()
+    client = FirstUse(lambda: connect(redis.url))
+
+    def function() -> OnRankChange:
+        board = RedisBoard(client(), tombstones.bytes())
+        directory, connections = RedisDirectory(client()), RedisConnections(client())
+        return OnRankChange(board, directory, connections, gateway)
+
+    ready = {"redis": lambda: check(client()), "gateway": gateway.check}
+    KafkaHost(NAME, POSITION_CHANGES, function, KafkaFeed(kafka), kafka, consumer, ready).run()
+
+
+if __name__ == "__main__":
+    try:
+        consume()
+    except SettingsError as error:
+        print(f"{NAME}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,319 @@
+"""on-wager: every event of a tournament's log, applied to its board, exactly once in effect.
+
+For each tournament of a batch: one atomic board call, then what that call (and any call before it
+that crashed too early) brought forth goes to `position-changes`, and only when Kafka has
+acknowledged that is the input committed. The board compares offsets, so whatever is read again
+has no effect; it keeps its changes until they are confirmed, so whatever was not emitted comes
+again with the next call.
+
+Two ways in. From Kafka: `python main.py`, a Deployment that KEDA scales. Over HTTP: a producer
+posts a CloudEvent, it is checked the same way and produced to `wagers`; answered with 202.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NoReturn
+
+from pydantic import BaseModel
+
+from leaderboard import telemetry
+from leaderboard.adapters.jwks_tokens import JwksTokens
+from leaderboard.adapters.kafka_feed import KafkaFeed
+from leaderboard.adapters.redis_board import RedisBoard
+from leaderboard.adapters.redis_client import check, connect
+from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.adapters.redis_progress import RedisProgress
+from leaderboard.codec import decode_http
+from leaderboard.errors import (
+    BoardBehindError,
+    Refusal,
+    RefusedError,
+    SettingsError,
+)
+from leaderboard.events import WAGERS, TournamentScheduled
+from leaderboard.fold import LogEntry
+from leaderboard.hosts.first_use import FirstUse
+from leaderboard.hosts.http import Answer, Call, HttpApp, Route
+from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused, ReplayError
+from leaderboard.model import Disposition, Offset, TournamentId
+from leaderboard.ports import BatchApplied, Board, Directory, Feed, Outgoing, Progress, Summary
+from leaderboard.settings import (
+    ConsumerSettings,
+    KafkaSettings,
+    RedisSettings,
+    TokenSettings,
+    TombstoneSettings,
+    load,
+)
+
+if TYPE_CHECKING:
+    from flask import Request, Response
+
+NAME = "on-wager"
+KNOWN_SECONDS = 2.0
+"""How long a wager over HTTP waits for a tournament whose schedule may be on its way."""
+logger = logging.getLogger(NAME)
+
+
+@dataclass(slots=True)
+class _Owned:
+    """What this process knows of a partition that it owns."""
+
+    low: Offset
+    advanced: Offset | None
+    """The last offset whose effects the boards hold, as they said themselves."""
+    applied: dict[TournamentId, Offset] = field(default_factory=dict)
+    """The last offset that this process saw applied to each tournament."""
+    emitted: dict[TournamentId, Offset] = field(default_factory=dict)
+    """Up to here every change is in Kafka, and every dead letter."""
+
+
+class OnWager:
+    """The function. Safe to repeat with any batch, and to kill between any two lines."""
+
+    def __init__(self, board: Board, directory: Directory, progress: Progress, feed: Feed) -> None:
+        self._board = board
+        self._directory = directory
+        self._progress = progress
+        self._feed = feed
+        self._owned: dict[int, _Owned] = {}
+
+    def assigned(self, assignment: Assignment) -> Offset | None:
+        """Where the boards stand, if that is before the group: then they have lost writes."""
+        log_id, partition = assignment.log_id, assignment.partition
+        advanced = self._progress.read(log_id, partition)
+        self._owned[partition] = _Owned(assignment.low, advanced)
+        if assignment.committed is None:
+            return None
+        start = assignment.low if advanced is None else Offset(advanced + 1)
+        if start < assignment.committed:
+            logger.warning(
+                "the boards are behind the group",
+                extra=telemetry.fields(partition=partition, boards=start),
+            )
+            return start
+        return None
+
+    def revoked(self, partition: int) -> None:
+        self._owned.pop(partition, None)
+
+    def handle(self, batch: Batch) -> Sequence[Refused]:
+        """Apply one partition's batch, in order, tournament by tournament."""
+        owned = self._owned[batch.partition]
+        refused: list[Refused] = []
+        for tournament_id, entries in by_tournament(batch.entries).items():
+            try:
+                applied = self._apply(batch, owned, tournament_id, entries)
+            except BoardBehindError as behind:
+                logger.warning(
+                    "a board has lost writes",
+                    extra=telemetry.fields(tournament=tournament_id, stands_at=behind.stands_at),
+                )
+                self._owned[batch.partition] = _Owned(owned.low, None)
+                stands_at = behind.stands_at
+                raise ReplayError(None if stands_at is None else Offset(stands_at + 1)) from None
+            if applied.unconfirmed:
+                self._feed.publish_changes(applied.unconfirmed)
+            refused += refusals(entries, applied)
+            record_dispositions(tournament_id, entries, applied)
+        return refused
+
+    def _apply(
+        self,
+        batch: Batch,
+        owned: _Owned,
+        tournament_id: TournamentId,
+        entries: Sequence[LogEntry],
+    ) -> BatchApplied:
+        after = owned.applied.get(tournament_id)
+        if after is None:
+            self._check_witness(batch, owned)
+        applied = self._board.apply(
+            tournament_id, batch.log_id, after, entries, owned.emitted.get(tournament_id)
+        )
+        if applied.terms is not None and applied.offset is not None:
+            if applied.terms_changed or after is None:
+                # Also on first sight: the process before may have died between board and list.
+                self._directory.put(Summary(tournament_id, applied.terms))
+            owned.applied[tournament_id] = applied.offset
+        return applied
+
+    def _check_witness(self, batch: Batch, owned: _Owned) -> None:
+        """A tournament that is new to this process could be one whose board was lost. The boards'
+        own progress tells an emptied store from a new tournament: no silent fresh start."""
+        if owned.advanced is None:
+            return
+        stands_at = self._progress.read(batch.log_id, batch.partition)
+        if stands_at is None or stands_at < owned.advanced:
+            self._owned[batch.partition] = _Owned(owned.low, stands_at)
+            raise ReplayError(None if stands_at is None else Offset(stands_at + 1))
+
+    def settle(self, batch: Batch) -> None:
+        """Tell the boards how far they are, and remember what need not be emitted again."""
+        owned = self._owned[batch.partition]
+        last = Offset(batch.next_offset - 1)
+        self._progress.advance(batch.log_id, batch.partition, last)
+        if owned.advanced is None or last > owned.advanced:
+            owned.advanced = last
+        for entry in batch.entries:
+            tournament_id = entry.event.tournament_id
+            if tournament_id is not None and tournament_id in owned.applied:
+                owned.emitted[tournament_id] = max(
+                    entry.offset, owned.emitted.get(tournament_id, Offset(-1))
+                )
+
+    def safe(self, partition: int, next_offset: Offset) -> Offset:
+        return next_offset
+
+    def tick(self) -> float:
+        return 1.0
+
+
+def by_tournament(entries: Iterable[LogEntry]) -> dict[TournamentId, list[LogEntry]]:
+    """Entries by tournament, in log order; every event of `wagers` has a tournament."""
+    grouped: dict[TournamentId, list[LogEntry]] = {}
+    for entry in entries:
+        tournament_id = entry.event.tournament_id
+        if tournament_id is None:
+            raise AssertionError("the codec lets no event without a tournament into wagers")
+        grouped.setdefault(tournament_id, []).append(entry)
+    return grouped
+
+
+def refusals(entries: Sequence[LogEntry], applied: BatchApplied) -> list[Refused]:
+    """What has to go to the dead-letter topic."""
+    return [
+        Refused(entry.offset, RefusedError(verdict, DETAILS[verdict]))
+        for entry, verdict in zip(entries, applied.verdicts, strict=True)
+        if isinstance(verdict, Refusal)
+    ]
+
+
+DETAILS = {
+    Refusal.UNKNOWN_TOURNAMENT: "no tournament.scheduled of this tournament came before",
+    Refusal.SCORE_OUT_OF_RANGE: "the score would leave ±2^53",
+}
+
+
+def record_dispositions(
+    tournament_id: TournamentId, entries: Sequence[LogEntry], applied: BatchApplied
+) -> None:
+    """A metric for all, a log line for each sound event that does not count."""
+    for verdict, count in Counter(applied.verdicts).items():
+        telemetry.EVENTS.labels(NAME, verdict.value).inc(count)
+    for entry, verdict in zip(entries, applied.verdicts, strict=True):
+        if verdict not in (Disposition.APPLIED, Disposition.SKIPPED):
+            logger.info(
+                "event does not count",
+                extra=telemetry.fields(
+                    tournament=tournament_id, offset=entry.offset, reason=verdict.value
+                ),
+            )
+
+
+# --- the way in over HTTP ----------------------------------------------------------------------
+
+
+class Accepted(BaseModel):
+    """Which event was taken, and its offset in the tournament's log."""
+
+    id: str
+    source: str
+    offset: int
+
+
+class WagerIntake:
+    """Checks a producer's event as the fold would and puts it into the log."""
+
+    def __init__(self, directory: Directory, feed: Feed) -> None:
+        self._directory = directory
+        self._feed = feed
+        self._known: set[TournamentId] = set()
+
+    def accept(self, call: Call) -> Answer:
+        """202 with the event's place, once every replica in sync has it."""
+        event = decode_http(call.headers, call.raw_body, WAGERS)
+        tournament_id = event.tournament_id
+        if tournament_id is None:
+            raise AssertionError("the codec lets no event without a tournament into wagers")
+        if not isinstance(event.data, TournamentScheduled) and not self._knows(tournament_id):
+            raise RefusedError(Refusal.UNKNOWN_TOURNAMENT, DETAILS[Refusal.UNKNOWN_TOURNAMENT])
+        offset = self._feed.publish([Outgoing(WAGERS, event)])[0]
+        return Answer(Accepted(id=event.id, source=event.source, offset=offset), status=202)
+
+    def _knows(self, tournament_id: TournamentId) -> bool:
+        until = time.monotonic() + KNOWN_SECONDS
+        while tournament_id not in self._known:
+            self._known.update(one.tournament_id for one in self._directory.all())
+            if tournament_id in self._known:
+                break
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.1)
+        return True
+
+
+# --- wiring ------------------------------------------------------------------------------------
+
+
+def consume() -> None:
+    """Run the Kafka host until it is told to stop."""
+    kafka, consumer = load(KafkaSettings, os.environ), load(ConsumerSettings, os.environ)
+    redis, tombstones = load(RedisSettings, os.environ), load(TombstoneSettings, os.environ)
+    telemetry.log_json()
+    client = FirstUse(lambda: connect(redis.url))
+    feed = KafkaFeed(kafka)
+
+    def function() -> OnWager:
+        board = RedisBoard(client(), tombstones.bytes())
+        return OnWager(board, RedisDirectory(client()), RedisProgress(client()), feed)
+
+    ready = {"redis": lambda: check(client())}
+    KafkaHost(NAME, WAGERS, function, feed, kafka, consumer, ready).run()
+
+
+def intake() -> HttpApp:
+    """The app of the way in over HTTP. Checks settings; connects with the first request."""
+    kafka, redis = load(KafkaSettings, os.environ), load(RedisSettings, os.environ)
+    tokens = load(TokenSettings, os.environ)
+    client = FirstUse(lambda: connect(redis.url))
+    feed = FirstUse(lambda: KafkaFeed(kafka, timeout_seconds=5))
+    made = FirstUse(lambda: WagerIntake(RedisDirectory(client()), feed()))
+    route = Route(
+        "POST",
+        "/",
+        "A producer's CloudEvent (binary or structured) for the topic `wagers`.",
+        lambda call: made().accept(call),
+        frozenset({"service", "operator"}),
+        answers={202: Accepted},
+    )
+    ready = {"redis": lambda: check(client()), "kafka": lambda: feed().check()}
+    return HttpApp(NAME, [route], tokens=FirstUse(lambda: JwksTokens(tokens)), ready=ready)
+
+
+def refuse_to_start(error: SettingsError) -> NoReturn:
+    print(f"{NAME}: {error}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    try:
+        consume()
+    except SettingsError as error:
+        refuse_to_start(error)
+else:
+    try:
+        app = intake()
+    except SettingsError as error:
+        refuse_to_start(error)
+
+    def on_wager(request: Request) -> Response:
+        """The entry for functions-framework."""
+        return app(request)

@@ -1,0 +1,84 @@
+"""Health and metrics of a process that is no HTTP server otherwise: three routes in a thread."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from leaderboard import telemetry
+
+
+class HealthServer:
+    """Serves /healthz, /readyz and /metrics until `stop`.
+
+    `alive` answers whether the work goes on. `ready` maps a dependency to a check that raises
+    while it is away; checks run in the server's threads, one at a time."""
+
+    def __init__(
+        self,
+        name: str,
+        address: tuple[str, int],
+        alive: Callable[[], bool],
+        ready: Mapping[str, Callable[[], object]],
+    ) -> None:
+        self._name = name
+        self._alive = alive
+        self._ready = ready
+        self._checking = threading.Lock()
+        server = self
+
+        class _Handler(BaseHTTPRequestHandler):
+            timeout = 10
+
+            def do_GET(self) -> None:
+                status, kind, body = server.answer(self.path.partition("?")[0])
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                """Probes every few seconds are no news."""
+
+        self._server = ThreadingHTTPServer(address, _Handler)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="health", daemon=True
+        )
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, path: str) -> tuple[int, str, bytes]:
+        """Status, content type and body for a path."""
+        if path == "/healthz":
+            alive = self._alive()
+            return _json(200 if alive else 503, {"status": "alive" if alive else "stuck"})
+        if path == "/readyz":
+            return self._readyz()
+        if path == "/metrics":
+            return 200, telemetry.METRICS_TYPE, telemetry.metrics_text()
+        return _json(404, {"status": "not found"})
+
+    def _readyz(self) -> tuple[int, str, bytes]:
+        state = {}
+        with self._checking:
+            for name, check in self._ready.items():
+                try:
+                    check()
+                    state[name] = "ready"
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is not ready
+                    state[name] = type(error).__name__
+        ready = all(value == "ready" for value in state.values())
+        telemetry.READY.labels(self._name).set(int(ready))
+        return _json(200 if ready else 503, {"ready": ready, "dependencies": state})
+
+
+def _json(status: int, body: object) -> tuple[int, str, bytes]:
+    return status, "application/json", json.dumps(body).encode()
