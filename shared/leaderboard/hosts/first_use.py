@@ -25,3 +25,7 @@ class FirstUse(Generic[T]):
                 if not self._made:
                     self._made.append(self._make())
         return self._made[0]
+
+    def put(self, made: T) -> None:
+        """Hand this out from now on: ports of a test, or of a stack in one process."""
+        self._made[:] = [made]

@@ -89,11 +89,15 @@ class Route:
     roles: frozenset[str] | None
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
+    body_optional: bool = False
     answers: Mapping[int, type[BaseModel] | None] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     problems: frozenset[int] = frozenset()
     max_body_bytes: int = MAX_BODY_BYTES
     documented: bool = True
+    refused: Callable[[Call, LeaderboardError], None] | None = None
+    """Told of a caller who is turned away at the door, before the answer goes out; the call has
+    no body yet. What it raises is answered instead."""
 
 
 ANY_ROLE: Final = frozenset({"player", "operator", "auditor", "service"})
@@ -184,23 +188,31 @@ class HttpApp:
         return self.routes[index], dict(path)
 
     def _serve(self, route: Route, path: Mapping[str, str], request: Request) -> Answer:
-        caller = None
-        if route.roles is not None:
-            caller = self._authenticate(request)
-            if not caller.roles & route.roles:
-                raise ForbiddenError("none of your roles may do this")
-        raw = _body_of(request, route.max_body_bytes)
         headers = _AnyCase(request.headers)
-        query = _validated(route.query, request.args.to_dict(), "query")
-        body = None if route.body is None else _validated_json(route.body, raw)
         # Whoever calls may send this header too: only the last element is our gateway's.
         forwarded = headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
+        address = forwarded or request.remote_addr or ""
+        caller = None
+        if route.roles is not None:
+            try:
+                caller = self._authenticate(request)
+                if not caller.roles & route.roles:
+                    raise ForbiddenError("none of your roles may do this")
+            except LeaderboardError as error:
+                if route.refused is not None:
+                    route.refused(Call(path, headers, b"", address, caller), error)
+                raise
+        raw = _body_of(request, route.max_body_bytes)
+        query = _validated(route.query, request.args.to_dict(), "query")
+        body = None
+        if route.body is not None and (raw or not route.body_optional):
+            body = _validated_json(route.body, raw)
         return route.handler(
             Call(
                 path=path,
                 headers=headers,
                 raw_body=raw,
-                address=forwarded or request.remote_addr or "",
+                address=address,
                 caller=caller,
                 query=query,
                 body=body,
@@ -274,7 +286,10 @@ def problem(status: int, detail: str, **members: Any) -> Response:
         "detail": detail,
         **members,
     }
-    return Response(json.dumps(body), status=status, content_type=PROBLEM_TYPE)
+    response = Response(json.dumps(body), status=status, content_type=PROBLEM_TYPE)
+    if status == 503:
+        response.headers["Retry-After"] = "1"
+    return response
 
 
 class ProblemError(LeaderboardError):
@@ -307,9 +322,7 @@ def _problem_of(error: LeaderboardError) -> Response:
             return problem(404, str(error))
         case TransientError():
             logger.warning("a dependency is away", extra=telemetry.fields(error=str(error)))
-            response = problem(503, "A part that this needs is away; try again.")
-            response.headers["Retry-After"] = "1"
-            return response
+            return problem(503, "A part that this needs is away; try again.")
         case _:
             logger.error("an error that no request should meet", exc_info=error)
             return problem(500, "This is our fault, and it was logged.")

@@ -85,7 +85,7 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
         operation["x-roles"] = sorted(route.roles)
     if route.body is not None:
         content = {"application/json": {"schema": schemas[route.body, "validation"]}}
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {"required": not route.body_optional, "content": content}
     return operation
 
 

@@ -1,0 +1,294 @@
+"""erase: forget a player everywhere, and show how far that is.
+
+A request does, in this order: open it (from then on `on-connect` refuses the player), note the
+places, publish `player.erased` to every tournament that the player is in and to `gdpr-events`,
+close the player's sockets. Every step may be repeated, with the same ids, so a request that broke
+off anywhere is completed by the same request again; that also finds tournaments that the player
+entered meanwhile. A board is done when it no longer shows the player, and then only is it said.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from flask import Request, Response
+from pydantic import BaseModel, ConfigDict
+
+from leaderboard import telemetry
+from leaderboard.adapters.jwks_tokens import JwksTokens
+from leaderboard.adapters.kafka_feed import KafkaFeed
+from leaderboard.adapters.nchan_gateway import NchanGateway
+from leaderboard.adapters.redis_board import RedisBoard
+from leaderboard.adapters.redis_client import RedisClient, connect, transient
+from leaderboard.adapters.redis_connections import RedisConnections
+from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.adapters.redis_erasures import RedisErasures
+from leaderboard.errors import NotFoundError
+from leaderboard.events import GDPR_EVENTS, WAGERS, Event, Id, PlayerErased, format_time_ms
+from leaderboard.hosts.first_use import FirstUse
+from leaderboard.hosts.http import Answer, Call, HttpApp, Route
+from leaderboard.model import PlayerId, TournamentId
+from leaderboard.ports import (
+    Board,
+    Connections,
+    Directory,
+    Erasure,
+    Erasures,
+    Feed,
+    Gateway,
+    Outgoing,
+    Tokens,
+)
+from leaderboard.settings import (
+    GatewaySettings,
+    KafkaSettings,
+    OriginSettings,
+    RedisSettings,
+    TokenSettings,
+    TombstoneSettings,
+    load_or_exit,
+)
+
+SOURCE: Final = "/erase"
+PENDING: Final = "pending"
+DONE: Final = "done"
+EVENTS_PLACE: Final = "gdpr-events"
+SOCKETS_PLACE: Final = "sockets"
+BOARD_PLACE: Final = "board:"
+ACKNOWLEDGED_WITHIN_SECONDS: Final = 10.0
+ROLES: Final = frozenset({"operator", "service"})
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Everywhere that knows a player."""
+
+    board: Board
+    directory: Directory
+    erasures: Erasures
+    feed: Feed
+    connections: Connections
+    gateway: Gateway
+
+
+class ErasureRequest(BaseModel):
+    """Whom to forget."""
+
+    model_config = ConfigDict(strict=True)
+
+    player_id: Id
+
+
+class ErasureAccepted(BaseModel):
+    erasure_id: str
+
+
+class ErasureState(BaseModel):
+    """How far the erasure is. A place is `sockets`, `gdpr-events` or `board:<tournament>`."""
+
+    erasure_id: str
+    requested_at: str
+    state: Literal["pending", "done"]
+    places: dict[str, Literal["pending", "done"]]
+
+
+# --- what is done ------------------------------------------------------------------------------
+
+
+def request_erasure(call: Call, ports: Ports) -> Answer:
+    """Forget a player. The same again for the same player; repeat it after an error."""
+    erasure = forget(PlayerId(call.body.player_id), ports)
+    headers = {"Location": f"/v1/erasures/{erasure.erasure_id}"}
+    return Answer(ErasureAccepted(erasure_id=erasure.erasure_id), status=202, headers=headers)
+
+
+def show_erasure(call: Call, ports: Ports) -> Answer:
+    """How far an erasure is, place by place."""
+    erasure = ports.erasures.find(call.path["erasure_id"])
+    if erasure is None:
+        raise NotFoundError("there is no such erasure")
+    erasure = _look_again(erasure, ports)
+    is_done = bool(erasure.places) and PENDING not in erasure.places.values()
+    body = {
+        "erasure_id": erasure.erasure_id,
+        "requested_at": format_time_ms(erasure.requested_at_ms),
+        "state": DONE if is_done else PENDING,
+        "places": dict(erasure.places),
+    }
+    return Answer(body)
+
+
+def forget(player_id: PlayerId, ports: Ports) -> Erasure:
+    """Do all of it, or what is left of it. Safe to repeat, wherever it broke off before."""
+    erasure = ports.erasures.begin(player_id, _now_ms())
+    erasure_id = erasure.erasure_id
+    shown = {
+        one.tournament_id: _is_shown(one.tournament_id, player_id, ports)
+        for one in ports.directory.all()
+    }
+    # A board that is away can't be asked: it is noted as pending, and asked next time.
+    noted = {_place(t): PENDING for t, is_shown in shown.items() if is_shown is not False}
+    noted |= {EVENTS_PLACE: PENDING, SOCKETS_PLACE: PENDING}
+    erasure = ports.erasures.mark(erasure_id, noted)
+    if erasure.player_id is None:
+        # The same request beside this one has just finished, and forgot whom it is about.
+        erasure = ports.erasures.begin(player_id, _now_ms())
+    pending = {t for t in map(_tournament, _boards_pending(erasure)) if shown.get(t) is not None}
+    _publish(player_id, erasure, sorted(pending), ports)
+    for tournament_id in shown:
+        _close_sockets(tournament_id, player_id, ports)
+    erasure = ports.erasures.mark(erasure_id, {EVENTS_PLACE: DONE, SOCKETS_PLACE: DONE})
+    return _look_again(erasure, ports)
+
+
+def _is_shown(tournament_id: TournamentId, player_id: PlayerId, ports: Ports) -> bool | None:
+    """Whether the board knows the player; None when there is no board to ask."""
+    view = ports.board.player(tournament_id, player_id)
+    if view is None:
+        return None
+    return bool(view.standings) or ports.board.is_in(tournament_id, player_id)
+
+
+def _publish(
+    player_id: PlayerId, erasure: Erasure, tournaments: list[TournamentId], ports: Ports
+) -> None:
+    """One event for each tournament, then one for other systems: it comes last, so where it is
+    done, the others are. Repeated ones have the same ids, and count once."""
+    erasure_id, now_ms = erasure.erasure_id, _now_ms()
+
+    def event(event_id: str, data: PlayerErased) -> Event:
+        return Event(event_id, SOURCE, now_ms, data, subject=player_id)
+
+    outgoing = [
+        Outgoing(
+            WAGERS,
+            event(
+                f"{erasure_id}/{tournament_id}",
+                PlayerErased(
+                    tournament_id=tournament_id, player_id=player_id, erasure_id=erasure_id
+                ),
+            ),
+        )
+        for tournament_id in tournaments
+    ]
+    ports.feed.publish(outgoing)
+    if erasure.places.get(EVENTS_PLACE) != DONE:
+        data = PlayerErased(player_id=player_id, erasure_id=erasure_id)
+        ports.feed.publish([Outgoing(GDPR_EVENTS, event(erasure_id, data))])
+
+
+def _close_sockets(tournament_id: TournamentId, player_id: PlayerId, ports: Ports) -> None:
+    """Close first, release then: a lease that is gone can't be found again after a crash.
+
+    Also where none is held: one that has run out may still stand in the store, with the id."""
+    holder = ports.connections.holder(tournament_id, player_id)
+    if holder is not None:
+        ports.gateway.close(f"conn.{holder}")
+    released = ports.connections.release(tournament_id, player_id)
+    if released not in (None, holder):
+        ports.gateway.close(f"conn.{released}")
+
+
+def _look_again(erasure: Erasure, ports: Ports) -> Erasure:
+    """Mark the boards that no longer show the player; forget the id once nothing is pending."""
+    player_id = erasure.player_id
+    if player_id is None or erasure.places.get(EVENTS_PLACE) != DONE:
+        return erasure
+    done = {
+        place: DONE
+        for place in _boards_pending(erasure)
+        if _is_shown(_tournament(place), player_id, ports) is False
+    }
+    return ports.erasures.mark(erasure.erasure_id, done)
+
+
+def _boards_pending(erasure: Erasure) -> list[str]:
+    places: Mapping[str, str] = erasure.places
+    return [p for p, state in places.items() if p.startswith(BOARD_PLACE) and state == PENDING]
+
+
+def _place(tournament_id: TournamentId) -> str:
+    return f"{BOARD_PLACE}{tournament_id}"
+
+
+def _tournament(place: str) -> TournamentId:
+    return TournamentId(place.removeprefix(BOARD_PLACE))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+# --- wiring ------------------------------------------------------------------------------------
+
+
+def routes(ports: Callable[[], Ports]) -> list[Route]:
+    """The operations of this function; `ports` is called with each request."""
+    return [
+        Route(
+            "POST",
+            "/v1/erasures",
+            request_erasure.__doc__ or "",
+            lambda call: request_erasure(call, ports()),
+            ROLES,
+            body=ErasureRequest,
+            answers={202: ErasureAccepted},
+        ),
+        Route(
+            "GET",
+            "/v1/erasures/<erasure_id>",
+            show_erasure.__doc__ or "",
+            lambda call: show_erasure(call, ports()),
+            ROLES,
+            answers={200: ErasureState},
+        ),
+    ]
+
+
+telemetry.log_json()
+_redis_settings = load_or_exit(RedisSettings, os.environ)
+_kafka_settings = load_or_exit(KafkaSettings, os.environ)
+_token_settings = load_or_exit(TokenSettings, os.environ)
+_gateway_settings = load_or_exit(GatewaySettings, os.environ)
+_tombstone_settings = load_or_exit(TombstoneSettings, os.environ)
+_client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url))
+_feed: FirstUse[KafkaFeed] = FirstUse(
+    lambda: KafkaFeed(_kafka_settings, timeout_seconds=ACKNOWLEDGED_WITHIN_SECONDS)
+)
+
+
+def _connected() -> Ports:
+    client, key = _client(), _tombstone_settings.bytes()
+    return Ports(
+        board=RedisBoard(client, key),
+        directory=RedisDirectory(client),
+        erasures=RedisErasures(client, key),
+        feed=_feed(),
+        connections=RedisConnections(client),
+        gateway=NchanGateway(_gateway_settings.publish_url),
+    )
+
+
+def _redis_answers() -> None:
+    with transient():
+        _client().ping()
+
+
+ports = FirstUse(_connected)
+tokens: FirstUse[Tokens] = FirstUse(lambda: JwksTokens(_token_settings))
+app = HttpApp(
+    "erase",
+    routes(ports),
+    tokens=tokens,
+    ready={"redis": _redis_answers, "kafka": lambda: _feed().check()},
+    origins=load_or_exit(OriginSettings, os.environ).origins(),
+)
+
+
+def erase(request: Request) -> Response:
+    """The entry that functions-framework serves."""
+    return app(request)

@@ -1,0 +1,352 @@
+"""query: what the boards say, and the page that shows it.
+
+Anyone with a token reads the boards; a player reads only their own standing and neighbours,
+staff read everyone's. Each board answer is one round trip to the board at one sequence, which is
+its ETag. A tournament that the directory knows and whose board is away is 503, never empty.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from flask import Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from leaderboard import telemetry
+from leaderboard.adapters.jwks_tokens import JwksTokens
+from leaderboard.adapters.redis_board import RedisBoard
+from leaderboard.adapters.redis_client import RedisClient, connect, transient
+from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.errors import ForbiddenError, NotFoundError
+from leaderboard.events import Rules, format_time_ms
+from leaderboard.hosts.files import StaticFiles, matches
+from leaderboard.hosts.first_use import FirstUse
+from leaderboard.hosts.http import ANY_ROLE, STAFF, Answer, Call, HttpApp, ProblemError, Route
+from leaderboard.model import PlayerId, Standing, State, TournamentId, masked, percentile
+from leaderboard.ports import Board, BoardView, Directory, Tokens
+from leaderboard.settings import (
+    HttpUrl,
+    OriginSettings,
+    RedisSettings,
+    SocketUrl,
+    TokenSettings,
+    load_or_exit,
+)
+
+MAX_RADIUS = 50
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What the answers are made from."""
+
+    board: Board
+    directory: Directory
+
+
+# --- what is asked and answered ----------------------------------------------------------------
+
+
+class ListQuery(BaseModel):
+    state: State | None = None
+
+
+class StandingsQuery(BaseModel):
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    after_rank: Annotated[int, Field(ge=0, lt=2**53)] = 0
+
+
+class AroundQuery(BaseModel):
+    """A larger radius is answered with the largest that we give."""
+
+    radius: Annotated[int, Field(ge=0)] = 5
+
+
+class TournamentSummary(BaseModel):
+    tournament_id: str
+    name: str
+    state: State
+    starts_at: str
+    ends_at: str
+
+
+class TournamentList(BaseModel):
+    tournaments: list[TournamentSummary]
+
+
+class TournamentDetail(TournamentSummary):
+    rules: Rules
+    players: int
+    sequence: int
+
+
+class StandingRow(BaseModel):
+    """`subscore` is there only in tournaments whose scores have one."""
+
+    rank: int
+    player_id: str
+    display_name: str
+    score: int
+    subscore: int = 0
+
+
+class _OfBoard(BaseModel):
+    tournament_id: str
+    sequence: int
+    source: Literal["board", "record"]
+    players: int
+
+
+class StandingsPage(_OfBoard):
+    standings: list[StandingRow]
+
+
+class PlayerStanding(_OfBoard, StandingRow):
+    """`distance` in points to the next rank up, null at the top."""
+
+    distance: int | None
+    percentile: float
+
+
+class PageConfig(BaseModel):
+    """Where the page asks for its way in and for a player's token; null: on its own origin."""
+
+    connect_url: str | None
+    token_url: str | None
+
+
+# --- the answers -------------------------------------------------------------------------------
+
+
+def tournaments(call: Call, ports: Ports) -> Answer:
+    """Every tournament, or those of one state, in order of start."""
+    found = [
+        _summary(one.tournament_id, one.terms)
+        for one in ports.directory.all()
+        if call.query.state in (None, one.terms.state)
+    ]
+    return Answer({"tournaments": found})
+
+
+def tournament(call: Call, ports: Ports) -> Answer:
+    """One tournament with its rules."""
+    view = _found(call, ports, lambda t: ports.board.top(t, 1))
+    body = {
+        **_summary(view.tournament_id, view.terms),
+        "rules": view.terms.rules.model_dump(mode="json", exclude_none=True),
+        "players": view.players,
+        "sequence": view.sequence,
+    }
+    return _at_sequence(call, view, body)
+
+
+def standings(call: Call, ports: Ports) -> Answer:
+    """A page of the board."""
+    view = _found(
+        call, ports, lambda t: ports.board.top(t, call.query.limit, call.query.after_rank)
+    )
+    rows = [_row(view, one) for one in view.standings]
+    return _at_sequence(call, view, {**_of_board(view), "standings": rows})
+
+
+def player(call: Call, ports: Ports) -> Answer:
+    """One player's standing."""
+    player_id = _player_allowed(call)
+    view = _found(call, ports, lambda t: ports.board.player(t, player_id))
+    if not view.standings:
+        raise NotFoundError("the player has no standing in this tournament")
+    own = view.standings[0]
+    body = {
+        **_of_board(view),
+        **_row(view, own),
+        "distance": view.distance,
+        "percentile": percentile(own.rank, view.players),
+    }
+    return _at_sequence(call, view, body)
+
+
+def around(call: Call, ports: Ports) -> Answer:
+    """The standings centred on a player; none for a player without a standing."""
+    player_id = _player_allowed(call)
+    radius = min(call.query.radius, MAX_RADIUS)
+    view = _found(call, ports, lambda t: ports.board.around(t, player_id, radius))
+    rows = [_row(view, one) for one in view.standings]
+    return _at_sequence(call, view, {**_of_board(view), "standings": rows})
+
+
+def _player_allowed(call: Call) -> PlayerId:
+    """The player asked about, if the caller may: staff everyone, players themselves."""
+    player_id = call.path["player_id"]
+    caller = call.authenticated()
+    if not caller.roles & STAFF and caller.subject != player_id:
+        raise ForbiddenError("a player reads their own standing only")
+    return PlayerId(player_id)
+
+
+def _found(call: Call, ports: Ports, read: Callable[[TournamentId], BoardView | None]) -> BoardView:
+    tournament_id = TournamentId(call.path["tournament_id"])
+    view = read(tournament_id)
+    if view is not None:
+        return view
+    if any(one.tournament_id == tournament_id for one in ports.directory.all()):
+        raise ProblemError(503, "The board of this tournament is being restored; try again.")
+    raise NotFoundError("there is no such tournament")
+
+
+def _at_sequence(call: Call, view: BoardView, body: dict[str, Any]) -> Answer:
+    etag = f'"{view.sequence}"'
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+    if matches(call.headers.get("If-None-Match", ""), etag):
+        return Answer(status=304, headers=headers)
+    return Answer(body, headers=headers)
+
+
+def _summary(tournament_id: TournamentId, terms: Any) -> dict[str, Any]:
+    return {
+        "tournament_id": tournament_id,
+        "name": terms.name,
+        "state": terms.state.value,
+        "starts_at": format_time_ms(terms.starts_at_ms),
+        "ends_at": format_time_ms(terms.ends_at_ms),
+    }
+
+
+def _of_board(view: BoardView) -> dict[str, Any]:
+    return {
+        "tournament_id": view.tournament_id,
+        "sequence": view.sequence,
+        "source": "board",
+        "players": view.players,
+    }
+
+
+def _row(view: BoardView, standing: Standing) -> dict[str, Any]:
+    name = standing.display_name
+    row = {
+        "rank": standing.rank,
+        "player_id": standing.player_id,
+        "display_name": masked(standing.player_id) if name is None else name,
+        "score": standing.score.score,
+    }
+    if view.terms.has_subscores:
+        row["subscore"] = standing.score.subscore
+    return row
+
+
+# --- wiring ------------------------------------------------------------------------------------
+
+
+class PageSettings(BaseModel):
+    """Where the page finds the rest of the platform."""
+
+    model_config = ConfigDict(frozen=True)
+
+    connect_url: HttpUrl | None = Field(None, alias="PAGE_CONNECT_URL")
+    token_url: HttpUrl | None = Field(None, alias="PAGE_TOKEN_URL")
+    gateway_url: SocketUrl | None = Field(None, alias="GATEWAY_CLIENT_URL")
+
+
+def page_headers(page: PageSettings) -> dict[str, str]:
+    """Security headers of the page: its scripts are ours, and reach what the settings name."""
+    urls = [url for url in (page.connect_url, page.token_url, page.gateway_url) if url]
+    origins = sorted({f"{parts.scheme}://{parts.netloc}" for parts in map(urlsplit, urls)})
+    policy = [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        " ".join(["connect-src 'self'", *origins]),
+        "base-uri 'none'",
+        "form-action 'self'",
+        "frame-ancestors 'self'",
+    ]
+    return {"Content-Security-Policy": "; ".join(policy), "Referrer-Policy": "no-referrer"}
+
+
+def routes(ports: Callable[[], Ports], page: PageSettings) -> list[Route]:
+    """The operations of this function; `ports` is called with each request."""
+
+    def on(handler: Callable[[Call, Ports], Answer]) -> Callable[[Call], Answer]:
+        return lambda call: handler(call, ports())
+
+    config = {"connect_url": page.connect_url, "token_url": page.token_url}
+    files = StaticFiles(Path(__file__).parent / "page", "page", page_headers(page))
+    one, own = (
+        "/v1/tournaments/<tournament_id>",
+        "/v1/tournaments/<tournament_id>/players/<player_id>",
+    )
+    if_none_match = {"If-None-Match": "An ETag; 304 while the board stands at that sequence."}
+
+    def read(
+        path: str, handler: Callable[[Call, Ports], Answer], model: type[BaseModel], query: Any
+    ) -> Route:
+        return Route(
+            "GET",
+            path,
+            handler.__doc__ or "",
+            on(handler),
+            ANY_ROLE,
+            query=query,
+            answers={200: model, 304: None},
+            headers=if_none_match,
+        )
+
+    listed = Route(
+        "GET",
+        "/v1/tournaments",
+        tournaments.__doc__ or "",
+        on(tournaments),
+        ANY_ROLE,
+        query=ListQuery,
+        answers={200: TournamentList},
+    )
+    told = Route(
+        "GET",
+        "/page/config.json",
+        "Where the page finds the rest.",
+        lambda call: Answer(config),
+        None,
+        answers={200: PageConfig},
+    )
+    return [
+        listed,
+        read(one, tournament, TournamentDetail, None),
+        read(f"{one}/standings", standings, StandingsPage, StandingsQuery),
+        read(own, player, PlayerStanding, None),
+        read(f"{own}/around", around, StandingsPage, AroundQuery),
+        told,
+        *files.routes(),
+    ]
+
+
+telemetry.log_json()
+_redis_settings = load_or_exit(RedisSettings, os.environ)
+_token_settings = load_or_exit(TokenSettings, os.environ)
+_client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url))
+# Reading needs no tombstones, so this function does not get the key to them.
+ports = FirstUse(lambda: Ports(RedisBoard(_client(), b""), RedisDirectory(_client())))
+tokens: FirstUse[Tokens] = FirstUse(lambda: JwksTokens(_token_settings))
+
+
+def _redis_answers() -> None:
+    with transient():
+        _client().ping()
+
+
+app = HttpApp(
+    "query",
+    routes(ports, load_or_exit(PageSettings, os.environ)),
+    tokens=tokens,
+    ready={"redis": _redis_answers},
+    origins=load_or_exit(OriginSettings, os.environ).origins(),
+)
+
+
+def query(request: Request) -> Response:
+    """The entry that functions-framework serves."""
+    return app(request)

@@ -1,0 +1,361 @@
+"""tournament: operators schedule, start, end, cancel and correct; each is an event in the log.
+
+An operator's request is first put to the fold, with the terms as they stand: what would not
+count is refused here, with the same reasons. Then the event is published, and the answer waits a
+moment for the board to show it, so that callers read their own writes. The log decides, not this
+function: between question and event others may have written.
+
+A timer event makes it write the starts and ends that are due, under ids that are the same from
+every replica, so that only the first of them counts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from flask import Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from leaderboard import events as ev
+from leaderboard import telemetry
+from leaderboard.adapters.jwks_tokens import JwksTokens
+from leaderboard.adapters.kafka_feed import KafkaFeed
+from leaderboard.adapters.redis_board import RedisBoard
+from leaderboard.adapters.redis_client import RedisClient, connect, transient
+from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.codec import decode_kafka, encode_kafka
+from leaderboard.errors import NotFoundError, Refusal, TransientError
+from leaderboard.fold import LogEntry, Terms, decide, event_key
+from leaderboard.hosts.first_use import FirstUse
+from leaderboard.hosts.http import Answer, Call, HttpApp, ProblemError, Route
+from leaderboard.model import Disposition, Offset, State, TournamentId
+from leaderboard.ports import Board, Directory, Feed, Outgoing, Summary, Tokens
+from leaderboard.settings import (
+    KafkaSettings,
+    OriginSettings,
+    RedisSettings,
+    TokenSettings,
+    load_or_exit,
+)
+
+SOURCE: Final = "/tournament"
+TIMER_TYPE: Final = "io.leaderboard.timer.ticked.v1"
+SHOWN_WITHIN_SECONDS: Final = 5.0
+WRITE_AGAIN_SECONDS: Final = 30.0
+ACKNOWLEDGED_WITHIN_SECONDS: Final = 10.0
+MAX_BODY_BYTES: Final = 32 * 1024
+OPERATORS: Final = frozenset({"operator", "service"})
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where terms are read and events are written."""
+
+    board: Board
+    directory: Directory
+    feed: Feed
+
+
+# --- what is asked and answered ----------------------------------------------------------------
+
+
+class Decision(BaseModel):
+    """Why, for the record."""
+
+    model_config = ConfigDict(strict=True)
+
+    reason: ev.Text | None = None
+
+
+class Adjustment(BaseModel):
+    """Points to add (or, below 0, to take), and why."""
+
+    model_config = ConfigDict(strict=True)
+
+    player_id: ev.Id
+    delta: ev.Number
+    reason: ev.Text
+
+
+class Disqualification(BaseModel):
+    """Who has to leave the board for good, and why."""
+
+    model_config = ConfigDict(strict=True)
+
+    player_id: ev.Id
+    reason: ev.Text
+
+
+class Written(BaseModel):
+    """The event in the log: its id, and its place in the tournament's order."""
+
+    event_id: str
+    offset: int
+
+
+# --- operators ---------------------------------------------------------------------------------
+
+
+def schedule(call: Call, ports: Ports) -> Answer:
+    """Schedule a tournament, or change the schedule of one that is not over."""
+    data: ev.TournamentScheduled = call.body
+    written = _write(call, ports, data)
+    where = {"Location": f"/v1/tournaments/{data.tournament_id}"}
+    return Answer(written, status=201, headers=where)
+
+
+def start(call: Call, ports: Ports) -> Answer:
+    """Start a tournament before its time, or before its first event."""
+    return _decide(call, ports, ev.TournamentStarted)
+
+
+def end(call: Call, ports: Ports) -> Answer:
+    """End a tournament at once: what comes later in its log does not count."""
+    return _decide(call, ports, ev.TournamentEnded)
+
+
+def cancel(call: Call, ports: Ports) -> Answer:
+    """Cancel a tournament."""
+    return _decide(call, ports, ev.TournamentCancelled)
+
+
+def adjust(call: Call, ports: Ports) -> Answer:
+    """Correct a player's score."""
+    data = ev.ScoreAdjusted(
+        tournament_id=call.path["tournament_id"],
+        player_id=call.body.player_id,
+        delta=call.body.delta,
+        reason=call.body.reason,
+        decided_by=call.authenticated().subject,
+    )
+    return Answer(_write(call, ports, data), status=202)
+
+
+def disqualify(call: Call, ports: Ports) -> Answer:
+    """Take a player off the board, for good."""
+    data = ev.PlayerDisqualified(
+        tournament_id=call.path["tournament_id"],
+        player_id=call.body.player_id,
+        reason=call.body.reason,
+        decided_by=call.authenticated().subject,
+    )
+    return Answer(_write(call, ports, data), status=202)
+
+
+_Control = ev.TournamentStarted | ev.TournamentEnded | ev.TournamentCancelled
+
+
+def _decide(call: Call, ports: Ports, model: type[_Control]) -> Answer:
+    given = {} if call.body is None or call.body.reason is None else {"reason": call.body.reason}
+    tournament_id, decided_by = call.path["tournament_id"], call.authenticated().subject
+    data = model(tournament_id=tournament_id, decided_by=decided_by, **given)
+    return Answer(_write(call, ports, data), status=202)
+
+
+def _write(call: Call, ports: Ports, data: ev.Data) -> Written:
+    event_id = call.headers.get("Idempotency-Key") or str(uuid.uuid4())
+    player_id = getattr(data, "player_id", None)
+    event = ev.Event(event_id, SOURCE, _now_ms(), data, subject=player_id)
+    decode_kafka(encode_kafka(event, ev.WAGERS))  # refuses what no reader of the log could read
+    tournament_id = TournamentId(getattr(data, "tournament_id"))  # noqa: B009 - all of ours have it
+    _check(event, _terms(tournament_id, ports))
+    offset = ports.feed.publish([Outgoing(ev.WAGERS, event)])[0]
+    _wait_until_shown(ports, tournament_id, offset)
+    return Written(event_id=event_id, offset=offset)
+
+
+def _terms(tournament_id: TournamentId, ports: Ports) -> Terms | None:
+    view = ports.board.top(tournament_id, 1)
+    if view is not None:
+        return view.terms
+    if any(one.tournament_id == tournament_id for one in ports.directory.all()):
+        raise ProblemError(503, "The board of this tournament is being restored; try again.")
+    return None
+
+
+def _check(event: ev.Event, terms: Terms | None) -> None:
+    """Refuse what the fold would not count, as things stand."""
+    data, now_ms = event.data, _now_ms()
+    if terms is not None and event_key(event).hex() in terms.control_ids:
+        return  # the same request again: it may have ended what it now finds ended
+    if isinstance(data, ev.TournamentScheduled) and ev.to_ms(data.ends_at) <= now_ms:
+        raise ProblemError(422, "ends_at has passed.")
+    if isinstance(data, ev.TournamentStarted) and terms and terms.state is State.RUNNING:
+        raise ProblemError(409, "The tournament is running.", state=State.RUNNING.value)
+    after = Offset(0 if terms is None else terms.revision + 1)
+    verdict = decide(terms, LogEntry(after, now_ms, event)).verdict
+    if verdict is Refusal.UNKNOWN_TOURNAMENT:
+        raise NotFoundError("there is no such tournament")
+    if verdict is Disposition.UNSUPPORTED:
+        raise ProblemError(422, _unsupported(data, terms), reason=verdict.value)
+    if isinstance(verdict, Disposition | Refusal) and verdict is not Disposition.APPLIED:
+        state = None if terms is None else terms.state.value
+        raise ProblemError(409, f"The tournament is {state}.", reason=verdict.value, state=state)
+
+
+def _unsupported(data: ev.Data, terms: Terms | None) -> str:
+    if terms is not None and terms.state is State.RUNNING:
+        return "A running tournament keeps its order, its operator and its kind of scoring."
+    if isinstance(data, ev.TournamentScheduled):
+        scoring, operator = data.rules.scoring.kind, data.rules.operator.value
+        return f"Scoring {scoring!r} with operator {operator!r} is not supported yet."
+    return "This is not supported yet."
+
+
+def _wait_until_shown(ports: Ports, tournament_id: TournamentId, offset: Offset) -> None:
+    """Wait until readers see the event. It is in the log: being late is no error."""
+    deadline = time.monotonic() + SHOWN_WITHIN_SECONDS
+    pause_seconds = 0.01
+    while time.monotonic() < deadline:
+        try:
+            view = ports.board.top(tournament_id, 1)
+            if view is not None and view.sequence >= offset:
+                # Where it was this event, or a later one, that made the terms: also the list.
+                made = view.terms.revision >= offset
+                if not made or _listed(ports, tournament_id, view.terms.revision):
+                    return
+        except TransientError:
+            pass  # whoever reads next will tell
+        time.sleep(pause_seconds)
+        pause_seconds = min(pause_seconds * 1.5, 0.2)
+
+
+def _listed(ports: Ports, tournament_id: TournamentId, revision: int) -> bool:
+    return any(
+        one.tournament_id == tournament_id and one.terms.revision >= revision
+        for one in ports.directory.all()
+    )
+
+
+# --- timer -------------------------------------------------------------------------------------
+
+
+class Timer:
+    """Writes the starts and ends that are due, each once until it had time to take effect."""
+
+    def __init__(self, ports: Callable[[], Ports], end_grace_ms: int) -> None:
+        self._ports = ports
+        self._end_grace_ms = end_grace_ms
+        self._written: dict[str, float] = {}
+
+    def __call__(self, call: Call) -> Answer:
+        """Take a timer's event; whatever it carries is ignored."""
+        if call.headers.get("ce-type") != TIMER_TYPE:
+            raise ProblemError(422, f"only {TIMER_TYPE} in binary mode is taken here")
+        self.tick(_now_ms())
+        return Answer(status=204)
+
+    def tick(self, now_ms: int) -> None:
+        """Write what is due at `now_ms`."""
+        ports = self._ports()
+        now = time.monotonic()
+        recent = {i: at for i, at in self._written.items() if now - at < WRITE_AGAIN_SECONDS}
+        due = [
+            event
+            for one in ports.directory.all()
+            for event in self._due(one, now_ms)
+            if event.id not in recent
+        ]
+        if due:
+            ports.feed.publish([Outgoing(ev.WAGERS, event) for event in due])
+        self._written = {**recent, **{event.id: now for event in due}}
+
+    def _due(self, one: Summary, now_ms: int) -> Iterator[ev.Event]:
+        terms, tournament_id = one.terms, one.tournament_id
+        if terms.backfilled or terms.state not in (State.SCHEDULED, State.RUNNING):
+            return
+        if terms.state is State.SCHEDULED and now_ms >= terms.starts_at_ms:
+            begun = ev.TournamentStarted(tournament_id=tournament_id, decided_by="timer")
+            yield ev.Event(f"{tournament_id}/started", SOURCE, now_ms, begun)
+        if now_ms >= terms.ends_at_ms + self._end_grace_ms:
+            over = ev.TournamentEnded(tournament_id=tournament_id, decided_by="timer")
+            yield ev.Event(f"{tournament_id}/ended", SOURCE, now_ms, over)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+# --- wiring ------------------------------------------------------------------------------------
+
+
+class TimerSettings(BaseModel):
+    """How long after its end a tournament waits for late deliveries."""
+
+    model_config = ConfigDict(frozen=True)
+
+    end_grace_seconds: float = Field(60, alias="END_GRACE_SECONDS", ge=0, le=86_400)
+
+
+def routes(ports: Callable[[], Ports], timer: TimerSettings) -> list[Route]:
+    """The operations of this function; `ports` is called with each request."""
+
+    def operators(
+        path: str,
+        handler: Callable[[Call, Ports], Answer],
+        body: type[BaseModel],
+        status: int = 202,
+    ) -> Route:
+        return Route(
+            "POST",
+            f"/v1/tournaments{path}",
+            handler.__doc__ or "",
+            lambda call: handler(call, ports()),
+            OPERATORS,
+            body=body,
+            body_optional=body is Decision,
+            answers={status: Written},
+            headers={"Idempotency-Key": "The event's id: the same request counts once."},
+            problems=frozenset({409}),
+            max_body_bytes=MAX_BODY_BYTES,
+        )
+
+    one = "/<tournament_id>"
+    tick = Timer(ports, int(timer.end_grace_seconds * 1000))
+    return [
+        operators("", schedule, ev.TournamentScheduled, 201),
+        operators(f"{one}/start", start, Decision),
+        operators(f"{one}/end", end, Decision),
+        operators(f"{one}/cancel", cancel, Decision),
+        operators(f"{one}/adjustments", adjust, Adjustment),
+        operators(f"{one}/disqualifications", disqualify, Disqualification),
+        # Open, as a timer has no token: it only does what time would do. Cluster-local.
+        Route("POST", "/", "A timer's event.", tick, None, answers={204: None}),
+    ]
+
+
+telemetry.log_json()
+_redis_settings = load_or_exit(RedisSettings, os.environ)
+_token_settings = load_or_exit(TokenSettings, os.environ)
+_kafka_settings = load_or_exit(KafkaSettings, os.environ)
+_client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url))
+_feed: FirstUse[KafkaFeed] = FirstUse(
+    lambda: KafkaFeed(_kafka_settings, timeout_seconds=ACKNOWLEDGED_WITHIN_SECONDS)
+)
+# Reading needs no tombstones, so this function does not get the key to them.
+ports = FirstUse(lambda: Ports(RedisBoard(_client(), b""), RedisDirectory(_client()), _feed()))
+tokens: FirstUse[Tokens] = FirstUse(lambda: JwksTokens(_token_settings))
+
+
+def _redis_answers() -> None:
+    with transient():
+        _client().ping()
+
+
+app = HttpApp(
+    "tournament",
+    routes(ports, load_or_exit(TimerSettings, os.environ)),
+    tokens=tokens,
+    ready={"redis": _redis_answers, "kafka": lambda: _feed().check()},
+    origins=load_or_exit(OriginSettings, os.environ).origins(),
+)
+
+
+def tournament(request: Request) -> Response:
+    """The entry that functions-framework serves."""
+    return app(request)
