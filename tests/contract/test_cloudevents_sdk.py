@@ -147,7 +147,6 @@ def test_sdk_2_still_breaks_on_a_batch_and_takes_the_mode_from_any_header(sdk2: 
     batch = {"content-type": "application/cloudevents-batch+json"}
     envelope = json.dumps({**attributes_of("wager.placed"), "data": DATA["wager.placed"]})
     structured = {"content-type": "application/cloudevents+json", "ce_x": "1"}
-    kafka = {"do": "read", "binding": "kafka"}
     answers = sdk2(
         [
             {"do": "read", "binding": "http", "headers": batch, "value": "[]"},

@@ -1,0 +1,211 @@
+"""Settings: what is wrong is named, and what is secret is never shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from leaderboard import settings
+from leaderboard.errors import SettingsError
+from leaderboard.settings import (
+    ClientGatewaySettings,
+    ConsumerSettings,
+    GatewaySettings,
+    KafkaSettings,
+    RedisSettings,
+    TokenSettings,
+    TombstoneSettings,
+    load,
+)
+
+SECRET = "hunter2-and-much-longer-than-thirty-two"
+KAFKA = {"KAFKA_BOOTSTRAP_SERVERS": "a.example:9092,b.example:9093"}
+SASL = {
+    **KAFKA,
+    "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+    "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
+    "KAFKA_SASL_USERNAME": "user",
+    "KAFKA_SASL_PASSWORD": SECRET,
+}
+TOKENS = {
+    "JWT_ISSUER": "https://issuer.example",
+    "JWT_AUDIENCE": "leaderboard",
+    "JWKS_URL": "https://issuer.example/jwks.json",
+}
+GATEWAY = {"GATEWAY_KIND": "nchan", "GATEWAY_PUBLISH_URL": "http://gateway.example:8081/"}
+REDIS = {"REDIS_URL": "redis://redis.example:6379/0"}
+SOUND: list[tuple[type[BaseModel], dict[str, str]]] = [
+    (KafkaSettings, KAFKA),
+    (KafkaSettings, SASL),
+    (ConsumerSettings, {}),
+    (RedisSettings, REDIS),
+    (TombstoneSettings, {"TOMBSTONE_KEY": SECRET}),
+    (GatewaySettings, GATEWAY),
+    (ClientGatewaySettings, {"GATEWAY_CLIENT_URL": "wss://play.example/subscribe"}),
+    (TokenSettings, TOKENS),
+]
+
+
+def told(model: type[BaseModel], environ: dict[str, str]) -> str:
+    """The message for settings that are wrong."""
+    with pytest.raises(SettingsError) as caught:
+        load(model, environ)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("model", "environ"), SOUND)
+def test_sound_settings_are_read(model: type[BaseModel], environ: dict[str, str]) -> None:
+    load(model, {**environ, "OTHER": "x"})
+
+
+@pytest.mark.parametrize(("model", "environ"), SOUND)
+def test_each_missing_variable_is_named(model: type[BaseModel], environ: dict[str, str]) -> None:
+    for name in environ:
+        if name == "KAFKA_SECURITY_PROTOCOL":
+            continue
+        for rest in ({}, {name: ""}):
+            without = {key: value for key, value in environ.items() if key != name} | rest
+            message = told(model, without)
+            assert name in message
+            assert "missing" in message
+
+
+def test_all_that_is_missing_is_named_at_once() -> None:
+    message = told(TokenSettings, {})
+    assert all(name in message for name in TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("model", "environ", "name", "wrong"),
+    [
+        *(
+            (KafkaSettings, KAFKA, "KAFKA_BOOTSTRAP_SERVERS", wrong)
+            for wrong in ("a", "a:", ":9092", "a:x", "a:1,", "a:1, b:2", "http://a:1 x")
+        ),
+        (KafkaSettings, SASL, "KAFKA_SECURITY_PROTOCOL", "TLS"),
+        (KafkaSettings, SASL, "KAFKA_SASL_MECHANISM", "GSSAPI"),
+        *((ConsumerSettings, {}, "PORT", wrong) for wrong in ("x", "-1", "65536", "1.5")),
+        *((ConsumerSettings, {}, "BATCH_SIZE", wrong) for wrong in ("0", "10001", "many")),
+        *((ConsumerSettings, {}, "KAFKA_SESSION_TIMEOUT_MS", w) for w in ("5", "9999999")),
+        (ConsumerSettings, {}, "KAFKA_GROUP_PROTOCOL", "new"),
+        (TombstoneSettings, {}, "TOMBSTONE_KEY", "short"),
+        (GatewaySettings, GATEWAY, "GATEWAY_KIND", "socketio"),
+        (GatewaySettings, GATEWAY, "GATEWAY_KIND", "web-pubsub"),
+        *(
+            (GatewaySettings, GATEWAY, "GATEWAY_PUBLISH_URL", wrong)
+            for wrong in ("gateway", "ws://a", "http://", "http://a:x", "http://[::1", "http://a:0")
+        ),
+        (ClientGatewaySettings, {}, "GATEWAY_CLIENT_URL", "https://a"),
+        (TokenSettings, TOKENS, "JWKS_URL", "file:///etc/passwd"),
+    ],
+)
+def test_each_wrong_variable_is_named(
+    model: type[BaseModel], environ: dict[str, str], name: str, wrong: str
+) -> None:
+    assert name in told(model, {**environ, name: wrong})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://a", "redis://a:6379", "rediss://user:p%40ss@a:6380/2"),
+        *("redis://:pw@a:1,b:2,c:3", "redis://[::1]:6379", "redis://a:1,[::1]:2/0"),
+    ],
+)
+def test_one_server_and_the_seeds_of_a_cluster_are_both_redis_urls(url: str) -> None:
+    assert load(RedisSettings, {"REDIS_URL": url}).url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("a:6379", "http://a", "redis://", "redis://a:x", "redis://a:0", "redis://a:99999"),
+        *("redis://a:1,", "redis://a:1,,b:2", "redis://:1", "redis://a b:1", "redis://[::1"),
+        "redis://:pa/ss@a:1",
+    ],
+)
+def test_wrong_redis_url_is_named(url: str) -> None:
+    assert "REDIS_URL" in told(RedisSettings, {"REDIS_URL": url})
+
+
+def test_secret_is_read_from_its_file(tmp_path: Path) -> None:
+    secret = tmp_path / "key"
+    secret.write_text(f"{SECRET}\n")
+    loaded = load(TombstoneSettings, {"TOMBSTONE_KEY_FILE": str(secret)})
+    assert loaded.bytes() == SECRET.encode()
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe"])
+def test_file_that_says_nothing_is_named(tmp_path: Path, content: bytes | None) -> None:
+    secret = tmp_path / "key"
+    if content is not None:
+        secret.write_bytes(content)
+    assert "TOMBSTONE_KEY" in told(TombstoneSettings, {"TOMBSTONE_KEY_FILE": str(secret)})
+
+
+def test_empty_name_of_a_file_is_none() -> None:
+    environ = {"TOMBSTONE_KEY": SECRET, "TOMBSTONE_KEY_FILE": ""}
+    assert load(TombstoneSettings, environ).bytes() == SECRET.encode()
+
+
+def test_sasl_is_whole_and_goes_to_the_client_under_its_own_names() -> None:
+    config = load(KafkaSettings, {**SASL, "KAFKA_SSL_CA_LOCATION": "/ca.pem"}).client_config()
+    assert config == {
+        "bootstrap.servers": "a.example:9092,b.example:9093",
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": "user",
+        "sasl.password": SECRET,
+        "ssl.ca.location": "/ca.pem",
+    }
+
+
+def test_every_setting_of_kafka_is_one_that_the_client_knows() -> None:
+    from confluent_kafka import Producer
+
+    names = {"KAFKA_SSL_KEY_PASSWORD": "x", "KAFKA_SSL_CA_LOCATION": "probe"}
+    Producer(load(KafkaSettings, {**SASL, **names}).client_config())
+
+
+@pytest.mark.parametrize(
+    ("model", "environ"),
+    [
+        (KafkaSettings, {**SASL, "KAFKA_BOOTSTRAP_SERVERS": "wrong"}),
+        (KafkaSettings, {**SASL, "KAFKA_SASL_USERNAME": ""}),
+        (KafkaSettings, {**SASL, "KAFKA_SASL_MECHANISM": "x"}),
+        (TombstoneSettings, {"TOMBSTONE_KEY": SECRET[:20]}),
+        (RedisSettings, {"REDIS_URL": f"redis://:{SECRET}"}),
+        (RedisSettings, {"REDIS_URL": f"redis://:{SECRET}@a:x"}),
+        (RedisSettings, {"REDIS_URL": f"redis://u:{SECRET}@a:1,b:0"}),
+        (RedisSettings, {"REDIS_URL": f"http://u:{SECRET}@a:1"}),
+        (GatewaySettings, {**GATEWAY, "GATEWAY_PUBLISH_URL": f"http://u:{SECRET}@a:x"}),
+    ],
+)
+def test_message_never_shows_a_secret(model: type[BaseModel], environ: dict[str, str]) -> None:
+    assert SECRET[:7] not in told(model, environ)
+
+
+@pytest.mark.parametrize(
+    ("model", "environ"),
+    [
+        (KafkaSettings, {**SASL, "KAFKA_SSL_KEY_PASSWORD": SECRET}),
+        (TombstoneSettings, {"TOMBSTONE_KEY": SECRET}),
+        (RedisSettings, {"REDIS_URL": f"redis://:{SECRET}@a:1"}),
+        (GatewaySettings, {**GATEWAY, "GATEWAY_PUBLISH_URL": f"http://u:{SECRET}@a:1"}),
+    ],
+)
+def test_repr_never_shows_a_secret(model: type[BaseModel], environ: dict[str, str]) -> None:
+    loaded = load(model, environ)
+    assert SECRET not in repr(loaded)
+    assert SECRET not in str(loaded)
+
+
+def test_every_settings_class_names_its_variables() -> None:
+    for one in vars(settings).values():
+        if not (isinstance(one, type) and issubclass(one, BaseModel)):
+            continue
+        for field in one.model_fields.values():
+            assert field.alias is not None
+            assert field.alias.isupper()
