@@ -1,0 +1,344 @@
+"""on-connect: decides every connection, and records every attempt.
+
+A player shows a token and gets a ticket: good once, for 30 seconds. With it the player's socket
+reaches the gateway, which asks here before it upgrades; the answer, not the client, names the
+channels. One connection per player and tournament: the newest wins. A socket ends with the token
+that opened it.
+
+Each decision, also a refusal, is on the topic `connections` before it takes effect.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from flask import Request, Response
+from pydantic import BaseModel
+
+from leaderboard import telemetry
+from leaderboard.adapters.jwks_tokens import JwksTokens
+from leaderboard.adapters.kafka_feed import KafkaFeed
+from leaderboard.adapters.nchan_gateway import NchanGateway
+from leaderboard.adapters.redis_client import RedisClient, connect, transient
+from leaderboard.adapters.redis_connections import RedisConnections
+from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.adapters.redis_erasures import RedisErasures
+from leaderboard.errors import (
+    ForbiddenError,
+    LeaderboardError,
+    NotFoundError,
+    TransientError,
+    UnauthenticatedError,
+)
+from leaderboard.events import CONNECTIONS, ConnectionDecided, Event, format_time_ms
+from leaderboard.hosts.first_use import FirstUse
+from leaderboard.hosts.http import ANY_ROLE, Answer, Call, HttpApp, Route
+from leaderboard.model import PlayerId, TournamentId, is_id
+from leaderboard.ports import (
+    Connections,
+    Directory,
+    Erasures,
+    Feed,
+    Gateway,
+    Grant,
+    Outgoing,
+    Tokens,
+)
+from leaderboard.settings import (
+    ClientGatewaySettings,
+    GatewaySettings,
+    KafkaSettings,
+    OriginSettings,
+    RedisSettings,
+    TokenSettings,
+    TombstoneSettings,
+    load_or_exit,
+)
+
+SOURCE: Final = "/on-connect"
+TICKET_SECONDS: Final = 30
+RECORD_SECONDS: Final = 2.0
+CLOSING_SECONDS: Final = 0.5
+CLOSING_BATCH: Final = 500
+MAX_USER_AGENT: Final = 512
+logger = logging.getLogger("on-connect")
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What the decisions need."""
+
+    connections: Connections
+    directory: Directory
+    erasures: Erasures
+    feed: Feed
+    gateway: Gateway
+    client_url: str
+
+
+class WayIn(BaseModel):
+    """`url` is good once, until `expires_at`."""
+
+    url: str
+    expires_at: str
+    channels: list[str]
+
+
+# --- a player asks for a way in ----------------------------------------------------------------
+
+
+def open_way(call: Call, ports: Ports) -> Answer:
+    """A single-use way in to a tournament's channels, for 30 seconds."""
+    tournament_id = TournamentId(call.path["tournament_id"])
+    caller = call.authenticated()
+    attempt = Attempt(call, tournament_id)
+    if "player" not in caller.roles or not is_id(caller.subject):
+        attempt.record(ports, "forbidden")
+        raise ForbiddenError("only a player has a connection of their own")
+    player_id = PlayerId(caller.subject)
+    if caller.expires_at_ms <= _now_ms():
+        attempt.record(ports, "token_over")
+        raise UnauthenticatedError("the token's time is over")
+    if ports.erasures.is_erased(player_id):
+        attempt.record(ports, "player_erased")
+        raise ForbiddenError("this player has been forgotten")
+    if not any(one.tournament_id == tournament_id for one in ports.directory.all()):
+        attempt.player_id = player_id
+        attempt.record(ports, "unknown_tournament")
+        raise NotFoundError("there is no such tournament")
+    grant = Grant(tournament_id, player_id, secrets.token_hex(16), caller.expires_at_ms)
+    ticket = ports.connections.issue(grant, TICKET_SECONDS)
+    way = WayIn(
+        url=f"{ports.client_url}?ticket={ticket}",
+        expires_at=format_time_ms(_now_ms() + TICKET_SECONDS * 1000),
+        channels=_shown_channels(grant),
+    )
+    return Answer(way, status=201)
+
+
+def turned_away(call: Call, error: LeaderboardError, ports: Ports) -> None:
+    """Record an attempt without a token, or with one that proves nothing."""
+    if not isinstance(error, TransientError):
+        attempt = Attempt(call, TournamentId(call.path["tournament_id"]))
+        attempt.record(ports, "unauthenticated")
+
+
+# --- the gateway asks about a ticket -----------------------------------------------------------
+
+
+def authorize(call: Call, ports: Ports) -> Answer:
+    """The gateway's question: 403, or which channels this socket gets."""
+    attempt = Attempt(call, None)
+    ticket = call.headers.get("X-Ticket", "")
+    grant = ports.connections.redeem(ticket)
+    if grant is None:
+        return attempt.refuse(ports, "unknown_ticket" if ticket else "no_ticket")
+    attempt.tournament_id = grant.tournament_id
+    if ports.erasures.is_erased(grant.player_id):
+        return attempt.refuse(ports, "player_erased")
+    attempt.player_id = grant.player_id
+    if grant.expires_at_ms <= _now_ms():
+        return attempt.refuse(ports, "token_over")
+    attempt.record(ports, "allowed", allowed=True)
+    before = ports.connections.lease(grant)
+    if before is not None:
+        _close_at_once(ports, before)
+    if ports.erasures.is_erased(grant.player_id):
+        # The erasure began while we decided, and may have looked for the lease before it stood.
+        ports.connections.release(grant.tournament_id, grant.player_id)
+        attempt.player_id = None
+        return attempt.refuse(ports, "player_erased")
+    channels = ",".join([*_shown_channels(grant), f"conn.{grant.connection_id}"])
+    return Answer(headers={"X-Accel-Redirect": "/subscribe", "X-Channels": channels})
+
+
+def _shown_channels(grant: Grant) -> list[str]:
+    return [f"top.{grant.tournament_id}", f"me.{grant.tournament_id}.{grant.player_id}"]
+
+
+def _close_at_once(ports: Ports, connection_id: str) -> None:
+    try:
+        ports.gateway.close(f"conn.{connection_id}")
+    except TransientError as error:
+        # It is due to be closed within a second, and again until that works.
+        logger.warning("a socket stays open a little", extra=telemetry.fields(error=str(error)))
+
+
+class Attempt:
+    """One attempt to connect, with what could be established about it."""
+
+    def __init__(self, call: Call, tournament_id: TournamentId | None) -> None:
+        # The gateway sets the first element; proxies between it and us append theirs.
+        told = call.headers.get("X-Forwarded-For", "").partition(",")[0].strip()
+        is_gateway = tournament_id is None
+        self._address = told if is_gateway and told else call.address
+        self._user_agent = call.headers.get("User-Agent", "")[:MAX_USER_AGENT]
+        self.tournament_id = tournament_id
+        self.player_id: PlayerId | None = None
+        """Stays None for a player who was forgotten: the record must not know them again."""
+
+    def refuse(self, ports: Ports, reason: str) -> Answer:
+        """Record the refusal, then give it; the client is told nothing about why."""
+        self.record(ports, reason)
+        return Answer({"allowed": False}, status=403)
+
+    def record(self, ports: Ports, reason: str, *, allowed: bool = False) -> None:
+        """Publish `connection.decided`. Raises TransientError when that takes too long."""
+        decided = ConnectionDecided(
+            tournament_id=self.tournament_id,
+            player_id=self.player_id,
+            allowed=allowed,
+            reason=reason,
+            address=self._address or None,
+            user_agent=self._user_agent or None,
+        )
+        event = Event(str(uuid.uuid4()), SOURCE, _now_ms(), decided, subject=self.player_id)
+        ports.feed.publish([Outgoing(CONNECTIONS, event)])
+        telemetry.CONNECTIONS.labels(reason).inc()
+
+
+# --- closing what is due -----------------------------------------------------------------------
+
+
+def close_due(ports: Ports, now_ms: int) -> int:
+    """Close the connections whose time has come; how many. Doing it twice is harmless."""
+    closed = 0
+    while connection_ids := ports.connections.due(now_ms, CLOSING_BATCH):
+        for connection_id in connection_ids:
+            ports.gateway.close(f"conn.{connection_id}")
+        ports.connections.closed(connection_ids)
+        closed += len(connection_ids)
+    return closed
+
+
+class Closer:
+    """Closes what is due every half second, in a thread of each serving process."""
+
+    def __init__(self, make_ports: Callable[[], Ports]) -> None:
+        self._ports = make_ports
+        self._pid: int | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start the thread unless this process has it. A fork leaves threads behind."""
+        if self._pid == os.getpid():
+            return
+        with self._lock:
+            if self._pid != os.getpid():
+                self._pid = os.getpid()
+                threading.Thread(target=self._run, name="closer", daemon=True).start()
+
+    def after_fork(self) -> None:
+        """A lock that another thread held is held for ever in the child: take a new one."""
+        self._lock = threading.Lock()
+        self.start()
+
+    def _run(self) -> None:
+        was_away = False
+        while True:
+            try:
+                close_due(self._ports(), _now_ms())
+                was_away = False
+            except TransientError as error:
+                if not was_away:
+                    logger.warning("can't close sockets", extra=telemetry.fields(error=str(error)))
+                was_away = True
+            except Exception:
+                logger.exception("bug while closing sockets")
+            time.sleep(CLOSING_SECONDS)
+
+
+# --- wiring ------------------------------------------------------------------------------------
+
+
+def routes(make_ports: Callable[[], Ports]) -> list[Route]:
+    """The operations of this function; `make_ports` is called with each request."""
+    return [
+        Route(
+            "POST",
+            "/v1/tournaments/<tournament_id>/connections",
+            open_way.__doc__ or "",
+            lambda call: open_way(call, make_ports()),
+            ANY_ROLE,
+            answers={201: WayIn},
+            refused=lambda call, error: turned_away(call, error, make_ports()),
+            max_body_bytes=1024,
+        ),
+        Route(
+            "GET",
+            "/internal/authorize",
+            authorize.__doc__ or "",
+            lambda call: authorize(call, make_ports()),
+            None,
+            answers={200: None},
+            headers={"X-Ticket": "What the player's socket brought."},
+        ),
+    ]
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+telemetry.log_json()
+_redis_settings = load_or_exit(RedisSettings, os.environ)
+_kafka_settings = load_or_exit(KafkaSettings, os.environ)
+_token_settings = load_or_exit(TokenSettings, os.environ)
+_tombstone_settings = load_or_exit(TombstoneSettings, os.environ)
+_gateway_settings = load_or_exit(GatewaySettings, os.environ)
+_client_settings = load_or_exit(ClientGatewaySettings, os.environ)
+_client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url))
+_feed = FirstUse(lambda: KafkaFeed(_kafka_settings, timeout_seconds=RECORD_SECONDS))
+_gateway = FirstUse(lambda: NchanGateway(_gateway_settings.publish_url))
+tokens: FirstUse[Tokens] = FirstUse(lambda: JwksTokens(_token_settings))
+
+
+def _make_ports() -> Ports:
+    return Ports(
+        connections=RedisConnections(_client()),
+        directory=RedisDirectory(_client()),
+        erasures=RedisErasures(_client(), _tombstone_settings.bytes()),
+        feed=_feed(),
+        gateway=_gateway(),
+        client_url=_client_settings.client_url,
+    )
+
+
+ports: FirstUse[Ports] = FirstUse(_make_ports)
+closer = Closer(ports)
+
+
+def _redis_answers() -> None:
+    with transient():
+        _client().ping()
+
+
+_ready: dict[str, Callable[[], Any]] = {
+    "redis": _redis_answers,
+    "kafka": lambda: _feed().check(),
+    "gateway": lambda: _gateway().check(),
+}
+app = HttpApp(
+    "on-connect",
+    routes(ports),
+    tokens=tokens,
+    ready=_ready,
+    origins=load_or_exit(OriginSettings, os.environ).origins(),
+)
+# The framework forks its workers after the import: each needs the thread, also before the first
+# request. Without a fork (a test client, the debug server) the first request starts it.
+os.register_at_fork(after_in_child=closer.after_fork)
+
+
+def on_connect(request: Request) -> Response:
+    """The entry that functions-framework serves."""
+    closer.start()
+    return app(request)
