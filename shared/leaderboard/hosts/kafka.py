@@ -41,6 +41,9 @@ IDLE_SECONDS: Final = 0.5
 COMMIT_SECONDS: Final = 0.05
 STUCK_SECONDS: Final = 120.0
 ASK_SECONDS: Final = 10.0
+IN_PROCESS_CLUSTER: Final = "mockCluster"
+"""So librdkafka names the cluster of the embedded stack. It has no controller to describe topics,
+and its topics have no ids; they end with its process."""
 logger = logging.getLogger(__name__)
 
 
@@ -405,16 +408,16 @@ class KafkaHost:
         """A name for the log that offsets belong to; changes when the topic is made anew."""
         if self._log_id is None:
             admin = AdminClient(self._kafka.client_config())
-            collection = TopicCollection([self._topic])
             try:
-                described = admin.describe_topics(collection, request_timeout=ASK_SECONDS)
-                self._log_id = f"{self._topic}/{described[self._topic].result().topic_id}"
+                cluster_id = admin.list_topics(self._topic, timeout=ASK_SECONDS).cluster_id
+                if (cluster_id or "").startswith(IN_PROCESS_CLUSTER):
+                    self._log_id = f"{self._topic}/-"
+                else:
+                    collection = TopicCollection([self._topic])
+                    described = admin.describe_topics(collection, request_timeout=ASK_SECONDS)
+                    self._log_id = f"{self._topic}/{described[self._topic].result().topic_id}"
             except KafkaException as error:
-                code = error.args[0].code()
-                if code not in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
-                    raise TransientError(f"Kafka did not describe the topic: {error}") from None
-                # The in-process cluster of the embedded stack gives its topics no id.
-                self._log_id = f"{self._topic}/-"
+                raise TransientError(f"Kafka did not describe the topic: {error}") from None
         return f"{self._log_id}/{partition}"
 
     # health
