@@ -56,7 +56,7 @@ def redis_service(folder: Path, logs: Path, port: int, program: str | None = Non
 
 def issuer_service(logs: Path, port: int) -> Service:
     """The development issuer of tokens."""
-    environ = {**os.environ, "ISSUER_PORT": str(port), "JWT_AUDIENCE": AUDIENCE}
+    environ = {**os.environ, "PORT": str(port), "JWT_AUDIENCE": AUDIENCE}
     argv = [sys.executable, "-m", "leaderboard.stack.issuer"]
     process = Process("issuer", argv, log_path=logs / "issuer.log", environ=environ)
     jwks_url = f"http://{LOOPBACK}:{port}/.well-known/jwks.json"

@@ -108,6 +108,7 @@ class Process:
         self._cwd = cwd
         self.log_path = log_path
         self._popen: subprocess.Popen[bytes] | None = None
+        self._asked = False
 
     @property
     def pid(self) -> int:
@@ -118,6 +119,7 @@ class Process:
 
     def start(self) -> None:
         """Start the child. Does not wait until it is ready."""
+        self._asked = False
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             try:
@@ -164,10 +166,13 @@ class Process:
         return f"{lines[-1].strip()} (see {self.log_path})" if lines else "it said nothing"
 
     def ask_to_stop(self) -> None:
-        """Send SIGTERM (and SIGCONT, should it be stopped) and return at once."""
-        if self.is_running():
-            self._signal(signal.SIGTERM)
-            self._signal(signal.SIGCONT)
+        """Send SIGTERM (and SIGCONT, should it be stopped) and return at once.
+
+        Only the first call sends: many programs take a second one for impatience."""
+        if self._popen is not None and self.is_running() and not self._asked:
+            self._asked = True
+            self._popen.send_signal(signal.SIGTERM)
+            self._popen.send_signal(signal.SIGCONT)
 
     def stop(self, timeout_seconds: float = 10) -> None:
         """SIGTERM, wait, then SIGKILL for the child and whatever it started. No error if ended."""
@@ -185,7 +190,3 @@ class Process:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._popen.pid, signal.SIGKILL)
         self._popen.wait()
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._popen is not None:
-            self._popen.send_signal(number)

@@ -233,7 +233,7 @@ class KafkaServer:
         self._java = [java, "-cp", f"{kafka_jars()}/*"]
         argv = [
             *self._java[:1], f"-Xmx{heap}", "-Xms256m", "-XX:+UseSerialGC",
-            "-Dorg.apache.logging.log4j.level=WARN", *self._java[1:],
+            "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", *self._java[1:],
             "kafka.Kafka", str(self._config),
         ]  # fmt: skip
         self.process = Process("kafka", argv, log_path=folder / "kafka.log")
