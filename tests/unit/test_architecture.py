@@ -1,0 +1,152 @@
+"""The arrows and limits of the code base, enforced by reading it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "shared/leaderboard"
+CORE = {"model", "scoring", "ranking", "terms", "fold", "events", "codec", "schemas", "ports"}
+CORE |= {"errors", "frames", "audit", "partitioning"}
+LEAVES = {"settings", "telemetry"}
+CORE_LIBRARIES = {"pydantic", "pydantic_core", "sortedcontainers"}
+NO_CORE = {"os", "socket", "subprocess", "threading", "asyncio", "time", "random", "secrets"}
+NO_CORE |= {"logging", "tempfile", "urllib.request", "http"}
+FRAMEWORKS = {"functions_framework", "flask", "werkzeug", "cloudevents", "kubernetes", "gunicorn"}
+DRIVERS = {"redis", "confluent_kafka", "httpx", "joserfc", "aiohttp", "msgpack"}
+LONGEST_FUNCTION = 70
+LONGEST_MODULE = 500
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+FUNCTIONS = sorted((ROOT / "functions").glob("*/*.py"))
+ALL = [*MODULES, *FUNCTIONS]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Dotted names of all that a module imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}: relative import"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(path: Path) -> set[str]:
+    """First parts below `leaderboard` of what a module imports, e.g. {"model", "adapters"}."""
+    names = {one.split(".")[1] for one in imports_of(path) if one.startswith("leaderboard.")}
+    known = {one.stem for one in PACKAGE.glob("*.py")} | {p.name for p in PACKAGE.iterdir()}
+    return names & known
+
+
+def foreign(path: Path) -> set[str]:
+    return {one.split(".")[0] for one in imports_of(path)} - {"leaderboard"}
+
+
+def in_folder(name: str) -> list[Path]:
+    return [path for path in MODULES if path.parent.name == name]
+
+
+CORE_MODULES = [path for path in MODULES if path.parent == PACKAGE and path.stem in CORE]
+
+
+@pytest.mark.parametrize("path", CORE_MODULES, ids=name_of)
+def test_core_imports_only_core(path: Path) -> None:
+    assert ours(path) <= CORE
+
+
+@pytest.mark.parametrize("path", CORE_MODULES, ids=name_of)
+def test_core_has_no_effects_no_clock_and_no_chance(path: Path) -> None:
+    import sys
+
+    assert foreign(path) - set(sys.stdlib_module_names) <= CORE_LIBRARIES
+    assert not set(imports_of(path)) & NO_CORE
+    text = path.read_text(encoding="utf-8")
+    assert not any(clock in text for clock in ("datetime.now(", "utcnow(", "date.today("))
+
+
+def test_settings_and_telemetry_are_leaves() -> None:
+    assert ours(PACKAGE / "settings.py") <= {"errors"}
+    assert ours(PACKAGE / "telemetry.py") <= set()
+
+
+@pytest.mark.parametrize("path", in_folder("adapters"), ids=name_of)
+def test_adapters_know_the_core_and_each_other_only(path: Path) -> None:
+    assert ours(path) <= CORE | LEAVES | {"adapters"}
+    assert not foreign(path) & FRAMEWORKS
+
+
+@pytest.mark.parametrize("path", in_folder("hosts"), ids=name_of)
+def test_hosts_know_no_adapter(path: Path) -> None:
+    assert ours(path) <= CORE | LEAVES | {"hosts"}
+    assert "redis" not in foreign(path)
+
+
+@pytest.mark.parametrize("path", FUNCTIONS, ids=name_of)
+def test_functions_import_no_framework_and_no_driver(path: Path) -> None:
+    """Hosts bring the framework, adapters the drivers; `flask` only as the type of a request."""
+    assert not foreign(path) & (FRAMEWORKS - {"flask"} | DRIVERS)
+    assert ours(path) <= CORE | LEAVES | {"adapters", "hosts"}
+
+
+def test_nothing_but_stacks_and_commands_knows_the_stacks() -> None:
+    for path in ALL:
+        if {"stack", "cli"} & ours(path):
+            inside = path.relative_to(PACKAGE).parts[0] if path.is_relative_to(PACKAGE) else ""
+            assert inside in ("stack", "cli", "cli.py"), name_of(path)
+
+
+@pytest.mark.parametrize("path", ALL, ids=name_of)
+def test_functions_and_modules_stay_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LONGEST_MODULE
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= LONGEST_FUNCTION, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", ALL, ids=name_of)
+def test_every_module_says_what_it_is_for(path: Path) -> None:
+    assert path.name == "__init__.py" or ast.get_docstring(ast.parse(path.read_text("utf-8")))
+
+
+@pytest.mark.parametrize("path", ALL, ids=name_of)
+def test_names_say_roles(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef):
+            lowered = node.name.lower()
+            assert not any(word in lowered for word in ("mock", "manager", "util", "helper"))
+            bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+            if any(base.endswith(("Error", "Exception")) for base in bases):
+                assert node.name.endswith("Error"), node.name
+
+
+def test_main_of_every_function_is_named_like_its_folder() -> None:
+    for folder in sorted((ROOT / "functions").iterdir()):
+        main = folder / "main.py"
+        if not main.exists():
+            continue
+        wanted = folder.name.replace("-", "_")
+        defined = {
+            target.id
+            for node in ast.parse(main.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.Assign | ast.AnnAssign)
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            if isinstance(target, ast.Name)
+        } | {
+            node.name
+            for node in ast.parse(main.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.FunctionDef)
+        }
+        assert wanted in defined or "main" in defined, name_of(main)
