@@ -118,11 +118,11 @@ class Countdown:
     """Raises TransientError at the n-th step, shared by all ports of one test; then never again."""
 
     def __init__(self, steps: int) -> None:
-        self._left = steps
+        self.left = steps
         self.bit = False
 
     def step(self) -> None:
-        self._left -= 1
-        if self._left == 0:
+        self.left -= 1
+        if self.left == 0:
             self.bit = True
             raise TransientError("interrupted here")

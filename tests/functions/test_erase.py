@@ -1,0 +1,382 @@
+"""erase through its real host, over a real Redis, a log and a gateway in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from hosting import SETTINGS, Hosted, Keeper, bearer, check_description, hosted
+from leaderboard import events as ev
+from leaderboard.adapters.redis_board import RedisBoard
+from leaderboard.adapters.redis_client import RedisClient, connect
+from leaderboard.adapters.redis_connections import RedisConnections
+from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.adapters.redis_erasures import RedisErasures, erasure_id_of
+from leaderboard.fold import LogEntry
+from leaderboard.model import Offset, PlayerId, TournamentId
+from leaderboard.ports import Grant
+from logs import ALICE, BOB, TOMBSTONE_KEY, entry, scheduled, scored
+from ports import Countdown, Interrupted, KnownTokens, MemoryFeed, MemoryGateway
+
+OPERATOR = bearer("olga", "operator")
+PLAYED, JOINED, ENDED, OTHER = map(TournamentId, ("played", "joined", "ended", "other"))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The function, and everything that knows a player."""
+
+    hosted: Hosted
+    ports: Any
+    feed: MemoryFeed
+    keeper: Keeper
+    gateway: MemoryGateway
+    redis: RedisClient
+
+    def post(self, player_id: str = "alice") -> tuple[int, str]:
+        response = self.hosted.client.post(
+            "/v1/erasures", json={"player_id": player_id}, headers=OPERATOR
+        )
+        return response.status_code, response.get_json(force=True).get("erasure_id", "")
+
+    def state(self, erasure_id: str) -> Any:
+        response = self.hosted.client.get(f"/v1/erasures/{erasure_id}", headers=OPERATOR)
+        assert response.status_code == 200
+        return response.get_json()
+
+    def catch_up(self) -> None:
+        """Apply the log from its start, as an `on-wager` does that was away."""
+        self.keeper.is_away = False
+        for one in self.feed.entries(ev.WAGERS):
+            self.keeper(ev.WAGERS, _later(one))
+
+    def knows(self, player_id: str) -> list[str]:
+        """Keys of the erasures and leases in which the player's id stands in clear."""
+        found = []
+        for pattern in ("erasures:*", "*:sockets"):
+            for key in self.redis.scan_iter(match=pattern):
+                if player_id.encode() in str(self.redis.hgetall(key)).encode():
+                    found.append(key.decode())
+        return found
+
+
+def _later(one: LogEntry) -> LogEntry:
+    """The same above the offsets at which the tests' boards start."""
+    return LogEntry(Offset(one.offset + 1000), one.logged_at_ms, one.event)
+
+
+def _grant(tournament_id: TournamentId, player_id: PlayerId, connection_id: str) -> Grant:
+    return Grant(tournament_id, player_id, connection_id, int(time.time() * 1000) + 60_000)
+
+
+@pytest.fixture
+def stage(redis_url: str) -> Iterator[Stage]:
+    redis = connect(redis_url)
+    redis.flushall()
+    board, directory = RedisBoard(redis, TOMBSTONE_KEY), RedisDirectory(redis)
+    keeper = Keeper(board, directory)
+    for name in (PLAYED, JOINED, ENDED, OTHER):
+        keeper.apply(name, [scheduled(0, name), scored(1, BOB, 10, tournament_id=name)])
+    keeper.apply(PLAYED, [scored(2, ALICE, 5, tournament_id=PLAYED)])
+    join = ev.PlayerJoined(tournament_id=JOINED, player_id=ALICE, display_name="Alice A")
+    keeper.apply(JOINED, [entry(2, join)])
+    over = ev.TournamentEnded(tournament_id=ENDED, decided_by="op")
+    keeper.apply(ENDED, [scored(2, ALICE, 5, tournament_id=ENDED), entry(3, over)])
+    feed = MemoryFeed(lambda topic, one: keeper(topic, _later(one)))
+    gateway = MemoryGateway()
+    connections = RedisConnections(redis)
+    connections.lease(_grant(PLAYED, ALICE, "c-alice"))
+    connections.lease(_grant(OTHER, ALICE, "c-watching"))
+    connections.lease(_grant(PLAYED, BOB, "c-bob"))
+    with hosted("erase", {**SETTINGS, "REDIS_URL": redis_url}) as one:
+        erasures = RedisErasures(redis, TOMBSTONE_KEY)
+        ports = one.main.Ports(board, directory, erasures, feed, connections, gateway)
+        one.main.tokens.put(KnownTokens())
+        one.main.ports.put(ports)
+        yield Stage(one, ports, feed, keeper, gateway, redis)
+
+
+BOARDS = {"board:played", "board:joined", "board:ended"}
+PLACES = BOARDS | {"sockets", "gdpr-events"}
+
+
+def _check_forgotten(stage: Stage, erasure_id: str) -> None:
+    told = stage.state(erasure_id)
+    assert told["state"] == "done"
+    assert PLACES >= told["places"].keys() >= {"sockets", "gdpr-events"}
+    assert set(told["places"].values()) == {"done"}
+    for name in (PLAYED, JOINED, ENDED, OTHER):
+        assert not stage.ports.board.is_in(name, ALICE)
+        assert stage.ports.board.is_in(name, BOB)
+    ids = [one.id for one in stage.feed.events(ev.WAGERS)]
+    assert set(ids) == {f"{erasure_id}/{name}" for name in (PLAYED, JOINED, ENDED)}
+    gdpr = stage.feed.events(ev.GDPR_EVENTS)
+    assert {(one.id, one.player_id, one.tournament_id) for one in gdpr} == {
+        (erasure_id, ALICE, None)
+    }
+    assert {"conn.c-alice", "conn.c-watching"} == set(stage.gateway.closed)
+    assert stage.ports.connections.holder(PLAYED, ALICE) is None
+    assert stage.ports.connections.holder(PLAYED, BOB) == "c-bob"
+    assert stage.knows("alice") == []
+    assert stage.ports.erasures.is_erased(ALICE)
+
+
+def test_player_is_forgotten_everywhere(stage: Stage) -> None:
+    status, erasure_id = stage.post()
+    assert status == 202
+    _check_forgotten(stage, erasure_id)
+    events = stage.feed.events(ev.WAGERS)
+    assert len(events) == 3
+    for one in [*events, *stage.feed.events(ev.GDPR_EVENTS)]:
+        assert (one.source, one.subject) == ("/erase", "alice")
+        assert isinstance(one.data, ev.PlayerErased)
+        assert one.data.erasure_id == erasure_id
+    told = stage.state(erasure_id)
+    assert told["places"].keys() == PLACES
+    assert "alice" not in str(told)
+
+
+def test_row_of_an_ended_board_stays_under_another_name(stage: Stage) -> None:
+    stage.post()
+    view = stage.ports.board.top(ENDED, 10)
+    assert len(view.standings) == 2
+    assert view.standings[1].player_id.startswith("erased-")
+
+
+def test_board_is_pending_until_it_no_longer_shows_the_player(stage: Stage) -> None:
+    stage.keeper.is_away = True
+    _, erasure_id = stage.post()
+    told = stage.state(erasure_id)
+    assert told["state"] == "pending"
+    assert told["places"] == {
+        **dict.fromkeys(BOARDS, "pending"),
+        "sockets": "done",
+        "gdpr-events": "done",
+    }
+    assert stage.ports.erasures.is_erased(ALICE)
+    stage.catch_up()
+    _check_forgotten(stage, erasure_id)
+
+
+def test_same_request_again_has_the_same_id_and_changes_nothing(stage: Stage) -> None:
+    first = stage.post()
+    assert stage.post() == first
+    assert stage.post() == first
+    _check_forgotten(stage, first[1])
+    assert len(stage.feed.events(ev.GDPR_EVENTS)) == 1
+    assert len(stage.feed.events(ev.WAGERS)) == 3
+
+
+def test_other_players_have_other_ids_that_tell_nothing(stage: Stage) -> None:
+    (_, one), (_, other) = stage.post("alice"), stage.post("bob")
+    assert one != other
+    assert one == erasure_id_of(TOMBSTONE_KEY, ALICE)
+    assert one != erasure_id_of(b"another key, of another platform", ALICE)
+    assert one.startswith("er-")
+    assert len(one) == 35
+
+
+def test_player_of_no_tournament_is_erased_all_the_same(stage: Stage) -> None:
+    status, erasure_id = stage.post("stranger")
+    assert status == 202
+    told = stage.state(erasure_id)
+    assert told["state"] == "done"
+    assert told["places"] == {"sockets": "done", "gdpr-events": "done"}
+    assert stage.ports.erasures.is_erased(PlayerId("stranger"))
+    assert stage.feed.events(ev.WAGERS) == []
+
+
+def test_repeated_request_finds_what_the_player_entered_meanwhile(stage: Stage) -> None:
+    _, erasure_id = stage.post()
+    stage.keeper.apply(OTHER, [scored(5, ALICE, 99, tournament_id=OTHER)])
+    assert stage.post() == (202, erasure_id)
+    assert not stage.ports.board.is_in(OTHER, ALICE)
+    told = stage.state(erasure_id)
+    assert told["places"]["board:other"] == "done"
+    assert stage.feed.events(ev.WAGERS)[-1].id == f"{erasure_id}/other"
+    assert stage.knows("alice") == []
+
+
+def test_late_event_does_not_bring_the_player_back(stage: Stage) -> None:
+    stage.post()
+    stage.keeper.apply(PLAYED, [scored(5000, ALICE, 99, tournament_id=PLAYED)])
+    assert not stage.ports.board.is_in(PLAYED, ALICE)
+
+
+def test_board_that_is_away_is_pending_and_asked_again(stage: Stage) -> None:
+    for key in stage.redis.scan_iter(match="{played}*"):
+        if not key.endswith(b"sockets"):
+            stage.redis.delete(key)
+    _, erasure_id = stage.post()
+    assert stage.state(erasure_id)["places"]["board:played"] == "pending"
+    assert f"{erasure_id}/played" not in [one.id for one in stage.feed.events(ev.WAGERS)]
+    entries = [scheduled(0, PLAYED), scored(1, BOB, 1, tournament_id=PLAYED)]
+    stage.keeper.apply(PLAYED, [*entries, scored(2, ALICE, 5, tournament_id=PLAYED)])
+    assert stage.state(erasure_id)["places"]["board:played"] == "pending"
+    assert stage.post() == (202, erasure_id)
+    _check_forgotten(stage, erasure_id)
+
+
+def test_socket_that_opened_while_we_closed_the_other_is_closed_too(stage: Stage) -> None:
+    class Opening(MemoryGateway):
+        def close(self, channel: str) -> None:
+            if channel == "conn.c-alice":
+                stage.ports.connections.lease(_grant(PLAYED, ALICE, "c-newer"))
+            super().close(channel)
+
+    gateway = Opening()
+    stage.hosted.main.ports.put(replace(stage.ports, gateway=gateway))
+    stage.post()
+    assert {"conn.c-alice", "conn.c-newer"} <= set(gateway.closed)
+
+
+def test_lease_that_ran_out_does_not_keep_the_players_id(stage: Stage) -> None:
+    now = time.time()
+    connections = RedisConnections(stage.redis, lambda: int((now - 7200) * 1000))
+    expired = Grant(JOINED, ALICE, "c-old", int((now - 3600) * 1000))
+    connections.lease(expired)
+    stage.redis.persist(f"{{{JOINED}}}:sockets")
+    stage.post()
+    assert stage.knows("alice") == []
+
+
+PORTS = ("board", "directory", "erasures", "feed", "connections", "gateway")
+
+
+def _interrupt_at(stage: Stage, steps: int) -> Countdown:
+    countdown = Countdown(steps)
+    ports = {name: Interrupted(getattr(stage.ports, name), countdown) for name in PORTS}
+    stage.hosted.main.ports.put(stage.hosted.main.Ports(**ports))
+    return countdown
+
+
+# Calls of ports in one request, each before and after its effect, with a consumer that applies
+# the events at once and with one that is away.
+STEPS = {False: 58, True: 54}
+
+
+@pytest.mark.parametrize(
+    ("consumer_is_away", "steps"),
+    [(away, step) for away, last in STEPS.items() for step in range(1, last + 1)],
+)
+def test_request_broken_off_anywhere_is_completed_by_the_same_again(
+    stage: Stage, steps: int, consumer_is_away: bool
+) -> None:
+    countdown = _interrupt_at(stage, steps)
+    stage.keeper.is_away = consumer_is_away
+    assert stage.post()[0] == 503
+    assert countdown.bit
+    expected = erasure_id_of(TOMBSTONE_KEY, ALICE)
+    if stage.ports.erasures.find(expected) is not None:
+        assert stage.ports.erasures.is_erased(ALICE)
+        # Whatever is told in between is no promise that was not kept.
+        if stage.state(expected)["state"] == "done":
+            _check_forgotten(stage, expected)
+    status, erasure_id = stage.post()
+    assert (status, erasure_id) == (202, expected)
+    if consumer_is_away:
+        assert stage.state(erasure_id)["state"] == "pending"
+        stage.catch_up()
+    _check_forgotten(stage, erasure_id)
+
+
+@pytest.mark.parametrize("consumer_is_away", [False, True])
+def test_every_step_of_a_request_was_broken_off(stage: Stage, consumer_is_away: bool) -> None:
+    countdown = _interrupt_at(stage, 10_000)
+    stage.keeper.is_away = consumer_is_away
+    stage.post()
+    assert 10_000 - countdown.left == STEPS[consumer_is_away]
+
+
+def test_two_requests_at_once_lose_nothing(stage: Stage) -> None:
+    """The second finishes, and forgets the id, while the first is about to note its places."""
+    erasures = stage.ports.erasures
+
+    class Overtaken:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(erasures, name)
+
+        def begin(self, player_id: PlayerId, now_ms: int) -> Any:
+            opened = erasures.begin(player_id, now_ms)
+            if not overtaken:
+                overtaken.append(True)
+                stage.hosted.main.forget(player_id, stage.ports)
+            return opened
+
+    overtaken: list[bool] = []
+    stage.hosted.main.ports.put(replace(stage.ports, erasures=Overtaken()))
+    _, erasure_id = stage.post()
+    _check_forgotten(stage, erasure_id)
+
+
+# --- who, and what -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["player", "auditor", "stranger"])
+def test_only_operators_and_services_erase(stage: Stage, role: str) -> None:
+    client, body = stage.hosted.client, {"player_id": "alice"}
+    headers = bearer("alice", role)
+    assert client.post("/v1/erasures", json=body).status_code == 401
+    assert client.post("/v1/erasures", json=body, headers=headers).status_code == 403
+    assert client.get("/v1/erasures/er-1").status_code == 401
+    assert client.get("/v1/erasures/er-1", headers=headers).status_code == 403
+    assert stage.feed.events(ev.GDPR_EVENTS) == []
+
+
+def test_service_may_erase(stage: Stage) -> None:
+    response = stage.hosted.client.post(
+        "/v1/erasures", json={"player_id": "alice"}, headers=bearer("crm", "service")
+    )
+    assert response.status_code == 202
+    assert response.headers["Location"] == f"/v1/erasures/{response.get_json()['erasure_id']}"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"[]", 422),
+        (b"{}", 422),
+        (b'{"player_id": 5}', 422),
+        (b'{"player_id": ""}', 422),
+        (b'{"player_id": "a b"}', 422),
+        (b'{"player_id": "{}"}', 422),
+        (b'{"player_id": "\\u0000"}', 422),
+        (b'{"player_id": "' + b"x" * 65 + b'"}', 422),
+        (b'{"player_id": "' + b"x" * 70_000 + b'"}', 413),
+    ],
+)
+def test_bad_request_is_refused_and_erases_nobody(stage: Stage, body: bytes, status: int) -> None:
+    response = stage.hosted.client.post("/v1/erasures", data=body, headers=OPERATOR)
+    assert response.status_code == status
+    assert response.content_type == "application/problem+json"
+    assert list(stage.redis.scan_iter(match="erasures:*")) == []
+
+
+@pytest.mark.parametrize("erasure_id", ["er-1", "x" * 65, "a:b", "%0A"])
+def test_unknown_erasure_is_404(stage: Stage, erasure_id: str) -> None:
+    response = stage.hosted.client.get(f"/v1/erasures/{erasure_id}", headers=OPERATOR)
+    assert response.status_code == 404
+
+
+def test_function_describes_itself(stage: Stage) -> None:
+    check_description(stage.hosted, {"/v1/erasures", "/v1/erasures/{erasure_id}"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("TOMBSTONE_KEY", "short"), ("GATEWAY_KIND", "web-pubsub"), ("GATEWAY_PUBLISH_URL", "x")],
+)
+def test_wrong_setting_stops_the_start_and_is_named(
+    name: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), hosted("erase", {**SETTINGS, name: value}):
+        pass
+    told = capsys.readouterr().err
+    assert name in told
+    assert "short" not in told
