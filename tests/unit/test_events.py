@@ -164,6 +164,8 @@ def test_erasure_goes_with_a_tournament_to_wagers_and_without_one_to_others() ->
     record = encode_kafka(Event("e", "/s", 0, data), GDPR_EVENTS)
     assert record.key is None
     assert decode_kafka(record).tournament_id is None
+    keyed = record._replace(headers=(*record.headers, ("ce_partitionkey", b"alice")))
+    assert encode_kafka(decode_kafka(keyed), GDPR_EVENTS).headers[-2] == keyed.headers[-1]
     assert refusal(record._replace(topic=WAGERS)) is Refusal.SCHEMA
 
 
