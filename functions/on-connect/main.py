@@ -226,6 +226,7 @@ class Closer:
         self._ports = make_ports
         self._pid: int | None = None
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
 
     def start(self) -> None:
         """Start the thread unless this process has it. A fork leaves threads behind."""
@@ -236,6 +237,10 @@ class Closer:
                 self._pid = os.getpid()
                 threading.Thread(target=self._run, name="closer", daemon=True).start()
 
+    def stop(self) -> None:
+        """End the thread; it is not started again."""
+        self._stopped.set()
+
     def after_fork(self) -> None:
         """A lock that another thread held is held for ever in the child: take a new one."""
         self._lock = threading.Lock()
@@ -243,7 +248,7 @@ class Closer:
 
     def _run(self) -> None:
         was_away = False
-        while True:
+        while not self._stopped.wait(CLOSING_SECONDS):
             try:
                 close_due(self._ports(), _now_ms())
                 was_away = False
@@ -253,7 +258,6 @@ class Closer:
                 was_away = True
             except Exception:
                 logger.exception("bug while closing sockets")
-            time.sleep(CLOSING_SECONDS)
 
 
 # --- wiring ------------------------------------------------------------------------------------

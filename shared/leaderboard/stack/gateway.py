@@ -86,7 +86,7 @@ class _Subscriber:
         """Close the socket before anything else is sent; a stalled one is cut soon after."""
         self._end = (code, message)
         self._wake.set()
-        asyncio.get_running_loop().call_later(CLOSING_SECONDS, self._cut)
+        asyncio.get_running_loop().call_later(CLOSING_SECONDS, self.cut)
 
     async def write(self) -> None:
         """Send what is queued until the socket ends; who takes nothing for 10 s is cut."""
@@ -100,7 +100,7 @@ class _Subscriber:
             code, message = self._end
             await self._socket.close(code=code, message=message)
         except (TimeoutError, ConnectionError, RuntimeError):
-            self._cut()
+            self.cut()
 
     async def finish(self, writer: asyncio.Task[None]) -> None:
         """Let the writer say goodbye if it was about to, then end it."""
@@ -108,7 +108,8 @@ class _Subscriber:
             await asyncio.wait([writer], timeout=CLOSING_SECONDS)
         writer.cancel()
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
+        """Drop the socket without a word."""
         if self._request.transport is not None:
             self._request.transport.abort()
 
@@ -235,12 +236,14 @@ class DevelopmentGateway:
 
     async def status(self, request: web.Request) -> web.Response:
         """`GET /status`: as `nchan_stub_status`, the part that means something here."""
-        sockets = {s for listeners in self._subscribers.values() for s in listeners}
         return web.Response(
             text=f"total published messages: {self._published}\n"
             f"stored messages: {len(self._kept)}\nchannels: {len(self._subscribers)}\n"
-            f"subscribers: {len(sockets)}\n"
+            f"subscribers: {len(self._sockets())}\n"
         )
+
+    def _sockets(self) -> set[_Subscriber]:
+        return {one for listeners in self._subscribers.values() for one in listeners}
 
     # life
 
@@ -268,6 +271,8 @@ class DevelopmentGateway:
                 stack.push_async_callback(runner.cleanup)
                 await web.TCPSite(runner, LOOPBACK, port, reuse_address=True).start()
             await stop.wait()
+            for subscriber in self._sockets():
+                subscriber.cut()
 
 
 def _says_no_ticket(record: logging.LogRecord) -> bool:

@@ -1,0 +1,364 @@
+"""on-connect through its real host, with a real Redis, real gateways and the real issuer."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from werkzeug.serving import make_server
+
+import gateways
+from hosting import FUNCTIONS, SETTINGS, Hosted, check_description, hosted
+from leaderboard.adapters.memory_board import MemoryBoard
+from leaderboard.adapters.nchan_gateway import NchanGateway
+from leaderboard.adapters.redis_client import connect
+from leaderboard.adapters.redis_connections import RedisConnections
+from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.adapters.redis_erasures import RedisErasures
+from leaderboard.errors import TransientError
+from leaderboard.events import CONNECTIONS, ConnectionDecided
+from leaderboard.model import PlayerId, TournamentId
+from leaderboard.ports import Caller, Frame, Grant, Summary
+from leaderboard.stack.process import LOOPBACK, Process, accepts, free_port
+from logs import START_MS, TOMBSTONE_KEY, scheduled
+from ports import MemoryFeed
+from sockets import Players, PlayerSocket, eventually, players
+
+__all__ = ["players"]
+T = TournamentId("cup")
+OPEN = f"/v1/tournaments/{T}/connections"
+
+
+@dataclass
+class Scene:
+    """on-connect behind a gateway, as players meet them."""
+
+    one: Hosted
+    url: str
+    gateway: NchanGateway
+    feed: MemoryFeed
+    connections: RedisConnections
+    erasures: RedisErasures
+    issuer_url: str
+    players: Players
+
+    def token(self, subject: str, *roles: str) -> dict[str, str]:
+        asked = {"subject": subject, "roles": list(roles or ("player",))}
+        answer = httpx.post(f"{self.issuer_url}/token", json=asked).json()
+        return {"Authorization": f"Bearer {answer['token']}"}
+
+    def post(self, headers: dict[str, str], path: str = OPEN) -> httpx.Response:
+        return httpx.post(self.url + path, headers=headers)
+
+    def way_in(self, subject: str) -> dict[str, Any]:
+        answer = self.post(self.token(subject))
+        assert answer.status_code == 201, answer.text
+        told: dict[str, Any] = answer.json()
+        return told
+
+    def enter(self, subject: str) -> PlayerSocket:
+        agent = {"User-Agent": f"{subject}'s browser"}
+        return self.players.connect(self.way_in(subject)["url"], agent)
+
+    def decided(self) -> list[ConnectionDecided]:
+        found = [event.data for event in self.feed.events(CONNECTIONS)]
+        return [data for data in found if isinstance(data, ConnectionDecided)]
+
+
+@pytest.fixture(scope="module")
+def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The development issuer as its own process; its address."""
+    port = free_port()
+    environ = {**os.environ, "PORT": str(port), "JWT_AUDIENCE": "leaderboard"}
+    argv = [sys.executable, "-m", "leaderboard.stack.issuer"]
+    log = tmp_path_factory.mktemp("issuer") / "issuer.log"
+    process = Process("issuer", argv, log_path=log, environ=environ)
+    process.start()
+    try:
+        process.wait_until(lambda: accepts(port), 20)
+        yield f"http://{LOOPBACK}:{port}"
+    finally:
+        process.stop()
+
+
+@pytest.fixture(params=gateways.KINDS)
+def scene(
+    request: pytest.FixtureRequest,
+    redis_url: str,
+    issuer: str,
+    players: Players,
+    tmp_path: Path,
+) -> Iterator[Scene]:
+    client = connect(redis_url)
+    client.flushall()
+    _schedule(RedisDirectory(client))
+    port = free_port()
+    url = f"http://{LOOPBACK}:{port}"
+    with gateways.running(request.param, tmp_path, f"{url}/internal/authorize") as server:
+        settings = {
+            **SETTINGS,
+            "REDIS_URL": redis_url,
+            "JWT_ISSUER": issuer,
+            "JWKS_URL": f"{issuer}/.well-known/jwks.json",
+            "GATEWAY_PUBLISH_URL": server.publish_url,
+            "GATEWAY_CLIENT_URL": server.client_url,
+        }
+        with hosted("on-connect", settings) as one, _served(one, port):
+            feed = MemoryFeed()
+            connections = RedisConnections(client)
+            erasures = RedisErasures(client, TOMBSTONE_KEY)
+            gateway = NchanGateway(server.publish_url)
+            directory = RedisDirectory(client)
+            one.main.ports.put(
+                one.main.Ports(connections, directory, erasures, feed, gateway, server.client_url)
+            )
+            yield Scene(one, url, gateway, feed, connections, erasures, issuer, players)
+            one.main.closer.stop()
+    client.close()
+
+
+class _served:  # noqa: N801 - reads as a statement
+    """The function's app on a real port, in a thread."""
+
+    def __init__(self, one: Hosted, port: int) -> None:
+        self._server = make_server(LOOPBACK, port, one.client.application, threaded=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def _schedule(directory: RedisDirectory) -> None:
+    board = MemoryBoard(TOMBSTONE_KEY)
+    applied = board.apply(T, "log", None, [scheduled(0, T, starts_ms=START_MS)], None)
+    assert applied.terms is not None
+    directory.put(Summary(T, applied.terms))
+
+
+def test_player_enters_and_hears_the_top_and_their_own_news(scene: Scene) -> None:
+    way = scene.way_in("alice")
+    assert way["channels"] == [f"top.{T}", f"me.{T}.alice"]
+    assert way["expires_at"].endswith("Z")
+    socket = scene.players.connect(way["url"])
+    scene.gateway.publish([Frame(f"top.{T}", b"1"), Frame(f"me.{T}.alice", b"2")])
+    assert sorted([socket.next(), socket.next()]) == ["1", "2"]
+    scene.gateway.publish([Frame(f"me.{T}.bob", b"3")])
+    assert socket.is_silent(0.1)
+    assert scene.connections.live(T, [PlayerId("alice")]) == {"alice"}
+
+
+def test_way_in_is_good_once(scene: Scene) -> None:
+    url = scene.way_in("alice")["url"]
+    scene.players.connect(url)
+    assert scene.players.refused(url) == 403
+
+
+def test_every_attempt_is_recorded_with_address_and_user_agent(scene: Scene) -> None:
+    scene.enter("alice")
+    scene.players.refused(f"{scene.way_in('bob')['url'].partition('=')[0]}=guessed")
+    (allowed, refused) = scene.decided()
+    assert (allowed.tournament_id, allowed.player_id, allowed.allowed) == (T, "alice", True)
+    assert (allowed.reason, allowed.address) == ("allowed", LOOPBACK)
+    assert allowed.user_agent == "alice's browser"
+    assert (refused.tournament_id, refused.player_id, refused.allowed) == (None, None, False)
+    assert (refused.reason, refused.address) == ("unknown_ticket", LOOPBACK)
+
+
+def test_newest_connection_wins(scene: Scene) -> None:
+    first = scene.enter("alice")
+    other = scene.enter("bob")
+    second = scene.enter("alice")
+    assert first.ends(2)
+    assert second.is_open()
+    assert other.is_open()
+    scene.gateway.publish([Frame(f"me.{T}.alice", b"1")])
+    assert second.next() == "1"
+
+
+def test_socket_ends_with_its_token(scene: Scene) -> None:
+    class ShortTokens:
+        def verify(self, token: str) -> Caller:
+            expires_at_ms = int(time.time() * 1000) + 1500
+            return Caller("alice", frozenset({"player"}), expires_at_ms)
+
+    scene.one.main.tokens.put(ShortTokens())
+    answer = scene.post({"Authorization": "Bearer x"})
+    socket = scene.players.connect(answer.json()["url"])
+    assert not socket.ends(1.0)
+    assert socket.ends(3.0)
+    late = scene.post({"Authorization": "Bearer x"}).json()["url"]
+    time.sleep(1.6)
+    assert scene.players.refused(late) == 403
+    assert scene.decided()[-1].reason == "token_over"
+
+
+def test_without_a_sound_token_there_is_no_way_in(scene: Scene) -> None:
+    for headers in ({}, {"Authorization": "Bearer a.b.c"}, {"Authorization": "Basic YTpi"}):
+        answer = scene.post({**headers, "User-Agent": "a thief"})
+        assert answer.status_code == 401
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        last = scene.decided()[-1]
+        assert (last.allowed, last.reason, last.player_id) == (False, "unauthenticated", None)
+        assert (last.tournament_id, last.user_agent) == (T, "a thief")
+    assert len(scene.decided()) == 3
+
+
+def test_staff_have_no_connection_of_their_own(scene: Scene) -> None:
+    for role in ("operator", "auditor", "service"):
+        assert scene.post(scene.token("staff", role)).status_code == 403
+        assert scene.decided()[-1].reason == "forbidden"
+
+
+def test_unknown_tournament_is_404_and_recorded(scene: Scene) -> None:
+    answer = scene.post(scene.token("alice"), "/v1/tournaments/none/connections")
+    assert answer.status_code == 404
+    last = scene.decided()[-1]
+    assert (last.reason, last.player_id, last.tournament_id) == (
+        "unknown_tournament", "alice", "none",
+    )  # fmt: skip
+
+
+def test_hostile_tournament_is_404(scene: Scene) -> None:
+    alice = scene.token("alice")
+    for name in ("a.b", "{}", "x" * 65, "a%0Ab", "%C3%A4", "a:b"):
+        assert scene.post(alice, f"/v1/tournaments/{name}/connections").status_code == 404
+
+
+def test_erased_player_gets_no_way_in_and_no_record_knows_them(scene: Scene) -> None:
+    url = scene.way_in("alice")["url"]
+    scene.erasures.begin(PlayerId("alice"), 1)
+    assert scene.post(scene.token("alice")).status_code == 403
+    assert scene.players.refused(url) == 403
+    assert [one.reason for one in scene.decided()] == ["player_erased"] * 2
+    assert {one.player_id for one in scene.decided()} == {None}
+
+
+def test_erasure_during_the_decision_still_closes_the_door(scene: Scene) -> None:
+    url = scene.way_in("alice")["url"]
+    publish = scene.feed.publish
+
+    def erased_meanwhile(outgoing: Any) -> Any:
+        scene.erasures.begin(PlayerId("alice"), 1)
+        return publish(outgoing)
+
+    scene.feed.publish = erased_meanwhile  # type: ignore[method-assign]
+    assert scene.players.refused(url) == 403
+    assert [one.reason for one in scene.decided()] == ["allowed", "player_erased"]
+    assert scene.connections.holder(T, PlayerId("alice")) is None
+
+
+def test_what_can_t_be_recorded_does_not_take_effect(scene: Scene) -> None:
+    class FeedAway(MemoryFeed):
+        def publish(self, outgoing: Any) -> Any:
+            raise TransientError("Kafka is away")
+
+    first = scene.enter("alice")
+    url = scene.way_in("alice")["url"]
+    known = scene.one.main.ports()
+    scene.one.main.ports.put(replace(known, feed=FeedAway()))
+    assert scene.players.refused(url) == 503
+    assert scene.post({}).status_code == 503
+    assert not first.ends(0.3)
+
+
+def test_socket_whose_opener_died_is_closed_by_whoever_runs(scene: Scene) -> None:
+    """A crash between lease and close: the set of due connections still has the one before."""
+    first = scene.enter("alice")
+    stolen = Grant(T, PlayerId("alice"), "elsewhere", int(time.time() * 1000) + 60_000)
+    assert scene.connections.lease(stolen) is not None
+    assert first.ends(3)
+
+
+def test_due_connections_wait_for_a_gateway_that_is_away(scene: Scene) -> None:
+    main = scene.one.main
+    known = main.ports()
+    nowhere = NchanGateway(f"http://{LOOPBACK}:{free_port()}")
+    away = replace(known, gateway=nowhere)
+    main.ports.put(away)
+    scene.connections.lease(Grant(T, PlayerId("zoe"), "z", int(time.time() * 1000) - 1))
+    with pytest.raises(TransientError):
+        main.close_due(away, int(time.time() * 1000))
+    assert list(scene.connections.due(int(time.time() * 1000), 10)) == ["z"]
+    main.ports.put(known)
+    main.closer.start()
+    eventually(lambda: not scene.connections.due(int(time.time() * 1000), 10))
+
+
+def test_function_describes_itself(scene: Scene) -> None:
+    check_description(scene.one, {"/v1/tournaments/{tournament_id}/connections"})
+
+
+def test_forked_worker_closes_what_is_due_before_any_request(
+    redis_url: str, issuer: str, tmp_path: Path
+) -> None:
+    """The real server: functions-framework under gunicorn, with Kafka away."""
+    client = connect(redis_url)
+    client.flushall()
+    _schedule(RedisDirectory(client))
+    connections, port = RedisConnections(client), free_port()
+    authorize = f"http://{LOOPBACK}:{port}/internal/authorize"
+    with gateways.running(gateways.DEVELOPMENT, tmp_path, authorize) as server:
+        settings = {
+            **os.environ,
+            **SETTINGS,
+            "REDIS_URL": redis_url,
+            "JWT_ISSUER": issuer,
+            "JWKS_URL": f"{issuer}/.well-known/jwks.json",
+            "GATEWAY_PUBLISH_URL": server.publish_url,
+            "KAFKA_BOOTSTRAP_SERVERS": f"{LOOPBACK}:{free_port()}",
+            "HOST": LOOPBACK,
+        }
+        program = str(Path(sys.executable).with_name("functions-framework"))
+        source = str(FUNCTIONS / "on-connect" / "main.py")
+        argv = [program, "--source", source, "--target", "on_connect", "--port", str(port)]
+        process = Process("on-connect", argv, log_path=tmp_path / "f.log", environ=settings)
+        connections.lease(Grant(T, PlayerId("zoe"), "z", int(time.time() * 1000) - 1))
+        process.start()
+        try:
+            process.wait_until(lambda: accepts(port), 20)
+            eventually(lambda: not connections.due(int(time.time() * 1000), 10))
+            started = time.monotonic()
+            answer = httpx.post(f"http://{LOOPBACK}:{port}{OPEN}", timeout=10)
+            assert answer.status_code == 503  # refused, but the refusal could not be recorded
+            assert time.monotonic() - started < 5
+        finally:
+            process.stop()
+    client.close()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["REDIS_URL", "JWKS_URL", "GATEWAY_CLIENT_URL", "TOMBSTONE_KEY", "KAFKA_BOOTSTRAP_SERVERS"],
+)
+def test_missing_setting_stops_the_start_and_is_named(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {key: value for key, value in SETTINGS.items() if key != name}
+    with pytest.raises(SystemExit), hosted("on-connect", settings):
+        pass
+    assert name in capsys.readouterr().err
+
+
+def test_issuer_serves_loopback_pages_only(issuer: str) -> None:
+    body = {"subject": "alice", "roles": ["player"]}
+    own = {"Origin": "http://localhost:8080"}
+    good = httpx.post(f"{issuer}/token", json=body, headers=own)
+    assert good.status_code == 200
+    assert good.headers["Access-Control-Allow-Origin"] == "http://localhost:8080"
+    for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
+        assert httpx.post(f"{issuer}/token", json=body, headers=headers).status_code == 403
+    assert httpx.post(f"{issuer}/token", json={"subject": "a b"}).status_code == 422
+    assert httpx.post(f"{issuer}/token", json={**body, "roles": ["root"]}).status_code == 422
