@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["servers"]
+pytest_plugins = ["servers", "sockets", "whole_path"]

@@ -37,7 +37,6 @@ from leaderboard.settings import (
     GatewaySettings,
     KafkaSettings,
     RedisSettings,
-    TombstoneSettings,
     load,
 )
 
@@ -272,13 +271,13 @@ def _json(frame: dict[str, object]) -> bytes:
 def consume() -> None:
     """Run the Kafka host until it is told to stop."""
     kafka, consumer = load(KafkaSettings, os.environ), load(ConsumerSettings, os.environ)
-    redis, tombstones = load(RedisSettings, os.environ), load(TombstoneSettings, os.environ)
+    redis = load(RedisSettings, os.environ)
     gateway = NchanGateway(load(GatewaySettings, os.environ).publish_url)
     telemetry.log_json()
     client = FirstUse(lambda: connect(redis.url))
 
     def function() -> OnRankChange:
-        board = RedisBoard(client(), tombstones.bytes())
+        board = RedisBoard(client())
         directory, connections = RedisDirectory(client()), RedisConnections(client())
         return OnRankChange(board, directory, connections, gateway)
 

@@ -86,10 +86,14 @@ class _Folded:
 class RedisBoard:
     """`ports.Board` in Redis. Safe for several threads.
 
-    `client` answers bytes. `tombstone_key` must be the same for ever."""
+    `client` answers bytes. `tombstone_key` must be the same for ever; who only reads holds
+    none."""
 
     def __init__(
-        self, client: RedisClient, tombstone_key: bytes, remembered_ids: int = REMEMBERED_IDS
+        self,
+        client: RedisClient,
+        tombstone_key: bytes | None = None,
+        remembered_ids: int = REMEMBERED_IDS,
     ) -> None:
         self._client = client
         self._tombstone_key = tombstone_key
@@ -162,6 +166,8 @@ class RedisBoard:
         event = entry.event
         op, score, name, mark = _ERASE, Score(0), b"", b""
         if terms.stays_out:
+            if self._tombstone_key is None:
+                raise ValueError("a board that is applied to needs its tombstone key")
             mark = tombstone(self._tombstone_key, tournament_id, action.player_id)
         match action:
             case Earn():

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Final
 
 from leaderboard import telemetry
+
+logger = logging.getLogger(__name__)
+
+FRESH_SECONDS: Final = 0.5
+
+
+class _Server(ThreadingHTTPServer):
+    """A probe that does not wait for its answer is no error of ours."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            logger.exception("bug while answering a probe")
 
 
 class HealthServer:
@@ -27,6 +45,8 @@ class HealthServer:
         self._alive = alive
         self._ready = ready
         self._checking = threading.Lock()
+        self._checked = _json(503, {"ready": False, "dependencies": {}})
+        self._checked_at = -FRESH_SECONDS
         server = self
 
         class _Handler(BaseHTTPRequestHandler):
@@ -43,7 +63,7 @@ class HealthServer:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 """Probes every few seconds are no news."""
 
-        self._server = ThreadingHTTPServer(address, _Handler)
+        self._server = _Server(address, _Handler)
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="health", daemon=True
         )
@@ -69,15 +89,21 @@ class HealthServer:
     def _readyz(self) -> tuple[int, str, bytes]:
         state = {}
         with self._checking:
+            # Probes that waited here for a slow check take its answer instead of piling up.
+            if time.monotonic() < self._checked_at + FRESH_SECONDS:
+                return self._checked
             for name, check in self._ready.items():
                 try:
                     check()
                     state[name] = "ready"
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is not ready
                     state[name] = type(error).__name__
-        ready = all(value == "ready" for value in state.values())
-        telemetry.READY.labels(self._name).set(int(ready))
-        return _json(200 if ready else 503, {"ready": ready, "dependencies": state})
+            ready = all(value == "ready" for value in state.values())
+            telemetry.READY.labels(self._name).set(int(ready))
+            body = {"ready": ready, "dependencies": state}
+            self._checked = _json(200 if ready else 503, body)
+            self._checked_at = time.monotonic()
+            return self._checked
 
 
 def _json(status: int, body: object) -> tuple[int, str, bytes]:

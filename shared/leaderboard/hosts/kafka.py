@@ -21,10 +21,8 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     Message,
-    TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient
 
 from leaderboard import telemetry
 from leaderboard.codec import decode_kafka
@@ -32,6 +30,7 @@ from leaderboard.errors import LeaderboardError, RefusedError, TransientError
 from leaderboard.events import Record, dead_letter_topic, format_time_ms
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.health import HealthServer
+from leaderboard.hosts.kafka_log import ASK_SECONDS, TopicLog
 from leaderboard.model import Offset
 from leaderboard.settings import ConsumerSettings, KafkaSettings
 
@@ -40,10 +39,6 @@ LONGEST_BACK_OFF_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 0.5
 COMMIT_SECONDS: Final = 0.05
 STUCK_SECONDS: Final = 120.0
-ASK_SECONDS: Final = 10.0
-IN_PROCESS_CLUSTER: Final = "mockCluster"
-"""So librdkafka names the cluster of the embedded stack. It has no controller to describe topics,
-and its topics have no ids; they end with its process."""
 logger = logging.getLogger(__name__)
 
 
@@ -142,7 +137,7 @@ class KafkaHost:
         self._ready = ready
         self._stopping = threading.Event()
         self._consumer = Consumer(self._config())
-        self._log_id: str | None = None
+        self._log = TopicLog(topic, kafka)
         self._fresh: set[int] = set()
         self._next: dict[int, Offset] = {}
         """Owned partitions, with the offset after the last one whose effects are done."""
@@ -175,6 +170,7 @@ class KafkaHost:
         finally:
             self._consumer.close()
             health.stop()
+            self._log.close()
 
     def _work(self, handler: Handler) -> None:
         self._handler = handler
@@ -335,18 +331,15 @@ class KafkaHost:
             place = TopicPartition(self._topic, partition)
             try:
                 committed = self._consumer.committed([place], timeout=ASK_SECONDS)[0].offset
-                low, _ = self._consumer.get_watermark_offsets(place, timeout=ASK_SECONDS)
-                topics = self._consumer.list_topics(self._topic, timeout=ASK_SECONDS).topics
             except KafkaException as error:
-                raise TransientError(
-                    f"Kafka did not tell where the group stands: {error}"
-                ) from None
+                raise TransientError(f"Kafka does not tell the group's place: {error}") from None
+            low = self._log.low(partition)
             known = Offset(committed) if committed >= 0 else None
-            group = max(known if known is not None else Offset(low), Offset(low))
-            count = len(topics[self._topic].partitions)
-            log_id = self._log_of(partition)
-            found = self._handler.assigned(Assignment(partition, log_id, known, Offset(low), count))
-            return group, group if found is None else Offset(max(min(found, group), low))
+            group = low if known is None else max(known, low)
+            found = self._handler.assigned(
+                Assignment(partition, self._log_of(partition), known, low, self._log.partitions())
+            )
+            return group, group if found is None else max(min(found, group), low)
 
         answer = self._retried(ask, partition)
         if answer is _GIVEN_UP:
@@ -361,10 +354,8 @@ class KafkaHost:
 
     def _replay(self, partition: int, offset: Offset | None) -> None:
         """Read again from `offset`. Committed first, so that a crash meanwhile loses nothing."""
-        low, _ = self._consumer.get_watermark_offsets(
-            TopicPartition(self._topic, partition), timeout=ASK_SECONDS
-        )
-        start = Offset(max(low if offset is None else offset, low))
+        low = self._log.low(partition)
+        start = low if offset is None else max(offset, low)
         logger.warning("replaying", extra=telemetry.fields(partition=partition, offset=start))
         self._next[partition] = start
         self._commit(now=True, only=[partition])
@@ -405,20 +396,7 @@ class KafkaHost:
             logger.warning("commit failed", extra=telemetry.fields(error=str(error)))
 
     def _log_of(self, partition: int) -> str:
-        """A name for the log that offsets belong to; changes when the topic is made anew."""
-        if self._log_id is None:
-            admin = AdminClient(self._kafka.client_config())
-            try:
-                cluster_id = admin.list_topics(self._topic, timeout=ASK_SECONDS).cluster_id
-                if (cluster_id or "").startswith(IN_PROCESS_CLUSTER):
-                    self._log_id = f"{self._topic}/-"
-                else:
-                    collection = TopicCollection([self._topic])
-                    described = admin.describe_topics(collection, request_timeout=ASK_SECONDS)
-                    self._log_id = f"{self._topic}/{described[self._topic].result().topic_id}"
-            except KafkaException as error:
-                raise TransientError(f"Kafka did not describe the topic: {error}") from None
-        return f"{self._log_id}/{partition}"
+        return f"{self._log.log_id}/{partition}"
 
     # health
 
@@ -426,12 +404,7 @@ class KafkaHost:
         return time.monotonic() - self._beat < STUCK_SECONDS
 
     def _check_kafka(self) -> None:
-        try:
-            found = self._consumer.list_topics(self._topic, timeout=2).topics[self._topic]
-        except (KafkaException, RuntimeError) as error:
-            raise TransientError(f"Kafka is away: {error}") from None
-        if found.error is not None:
-            raise TransientError(f"{self._topic}: {found.error}")
+        self._log.check()
         if not self._consumer.memberid():
             raise TransientError("not a member of the group yet")
 
