@@ -83,8 +83,13 @@ export class Board {
       }
       const seen = Math.max(from, top) + origin > -80 && Math.min(from, top) + origin < height + 80;
       if (Math.abs(from - top) < 1 || !seen) continue;
+      // Who rises passes in front of who falls.
+      const zIndex = from > top ? 2 : 0;
       element.animate(
-        [{ transform: `translateY(${from - top}px)` }, { transform: "translateY(0)" }],
+        [
+          { transform: `translateY(${from - top}px)`, zIndex },
+          { transform: "translateY(0)", zIndex },
+        ],
         { duration: GLIDE_MS, easing: "cubic-bezier(0.2, 0.7, 0.2, 1)" },
       );
     }
