@@ -23,7 +23,7 @@ from leaderboard.adapters.jwks_tokens import JwksTokens
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.nchan_gateway import NchanGateway
 from leaderboard.adapters.redis_board import RedisBoard
-from leaderboard.adapters.redis_client import RedisClient, connect, transient
+from leaderboard.adapters.redis_client import RedisClient, check, connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
@@ -273,18 +273,13 @@ def _connected() -> Ports:
     )
 
 
-def _redis_answers() -> None:
-    with transient():
-        _client().ping()
-
-
 ports = FirstUse(_connected)
 tokens: FirstUse[Tokens] = FirstUse(lambda: JwksTokens(_token_settings))
 app = HttpApp(
     "erase",
     routes(ports),
     tokens=tokens,
-    ready={"redis": _redis_answers, "kafka": lambda: _feed().check()},
+    ready={"redis": lambda: check(_client()), "kafka": lambda: _feed().check()},
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )
 

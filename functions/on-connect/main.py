@@ -27,7 +27,7 @@ from leaderboard import telemetry
 from leaderboard.adapters.jwks_tokens import JwksTokens
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.nchan_gateway import NchanGateway
-from leaderboard.adapters.redis_client import RedisClient, connect, transient
+from leaderboard.adapters.redis_client import RedisClient, check, connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
@@ -320,13 +320,8 @@ ports: FirstUse[Ports] = FirstUse(_make_ports)
 closer = Closer(ports)
 
 
-def _redis_answers() -> None:
-    with transient():
-        _client().ping()
-
-
 _ready: dict[str, Callable[[], Any]] = {
-    "redis": _redis_answers,
+    "redis": lambda: check(_client()),
     "kafka": lambda: _feed().check(),
     "gateway": lambda: _gateway().check(),
 }

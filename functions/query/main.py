@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from leaderboard import telemetry
 from leaderboard.adapters.jwks_tokens import JwksTokens
 from leaderboard.adapters.redis_board import RedisBoard
-from leaderboard.adapters.redis_client import RedisClient, connect, transient
+from leaderboard.adapters.redis_client import RedisClient, check, connect
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.errors import ForbiddenError, NotFoundError
 from leaderboard.events import Rules, format_time_ms
@@ -333,16 +333,11 @@ ports = FirstUse(lambda: Ports(RedisBoard(_client(), b""), RedisDirectory(_clien
 tokens: FirstUse[Tokens] = FirstUse(lambda: JwksTokens(_token_settings))
 
 
-def _redis_answers() -> None:
-    with transient():
-        _client().ping()
-
-
 app = HttpApp(
     "query",
     routes(ports, load_or_exit(PageSettings, os.environ)),
     tokens=tokens,
-    ready={"redis": _redis_answers},
+    ready={"redis": lambda: check(_client())},
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )
 

@@ -26,7 +26,7 @@ from leaderboard import telemetry
 from leaderboard.adapters.jwks_tokens import JwksTokens
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.redis_board import RedisBoard
-from leaderboard.adapters.redis_client import RedisClient, connect, transient
+from leaderboard.adapters.redis_client import RedisClient, check, connect
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.codec import decode_kafka, encode_kafka
 from leaderboard.errors import NotFoundError, Refusal, TransientError
@@ -342,16 +342,11 @@ ports = FirstUse(lambda: Ports(RedisBoard(_client(), b""), RedisDirectory(_clien
 tokens: FirstUse[Tokens] = FirstUse(lambda: JwksTokens(_token_settings))
 
 
-def _redis_answers() -> None:
-    with transient():
-        _client().ping()
-
-
 app = HttpApp(
     "tournament",
     routes(ports, load_or_exit(TimerSettings, os.environ)),
     tokens=tokens,
-    ready={"redis": _redis_answers, "kafka": lambda: _feed().check()},
+    ready={"redis": lambda: check(_client()), "kafka": lambda: _feed().check()},
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )
 

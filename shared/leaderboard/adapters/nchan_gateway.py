@@ -30,6 +30,7 @@ MAX_IDLE: Final = 8
 MAX_HEAD_BYTES: Final = 16 * 1024
 CONNECT_SECONDS: Final = 2.0
 ANSWER_SECONDS: Final = 5.0
+CHECK_SECONDS: Final = 1.0
 
 _CHANNEL: Final = re.compile(
     r"(?:top|curve|conn)\.[A-Za-z0-9_-]{1,64}|me\.[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{1,64}"
@@ -52,10 +53,16 @@ class _ClosedError(Exception):
 class _Connection:
     """One keep-alive connection; used by one thread at a time."""
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
-        raw = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None,
+        answer_seconds: float = ANSWER_SECONDS,
+    ) -> None:
+        raw = socket.create_connection((host, port), timeout=min(answer_seconds, CONNECT_SECONDS))
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        raw.settimeout(ANSWER_SECONDS)
+        raw.settimeout(answer_seconds)
         self._socket = raw
         if tls is not None:
             self._socket = tls.wrap_socket(raw, server_hostname=host)
@@ -160,9 +167,17 @@ class NchanGateway:
         self.disconnect()
 
     def check(self) -> None:
-        """Raises TransientError unless the gateway answers."""
+        """Raises TransientError unless the gateway answers within a second, on a connection of
+        its own: a probe waits less than a frame may."""
         request = f"GET {self._prefix}/healthz".encode() + self._tail + b"\r\n"
-        (status,) = self._exchange([request])
+        try:
+            connection = _Connection(self._host, self._port, self._tls, CHECK_SECONDS)
+            try:
+                (status,) = connection.exchange([request])
+            finally:
+                connection.close()
+        except (OSError, _ClosedError) as error:
+            raise TransientError(f"the gateway: {error}") from error
         if status != 200:
             raise TransientError(f"the gateway answered {status} when asked for its health")
 

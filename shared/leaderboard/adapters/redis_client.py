@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 import redis
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
 from redis.exceptions import (
     AskError,
@@ -34,6 +34,7 @@ from leaderboard.errors import TransientError
 
 CONNECT_SECONDS: Final = 2.0
 ANSWER_SECONDS: Final = 5.0
+CHECK_SECONDS: Final = 1.0
 RETRIES: Final = 3
 
 RedisClient = redis.Redis | RedisCluster
@@ -105,9 +106,27 @@ def transient() -> Iterator[None]:
 
 
 def check(client: RedisClient) -> None:
-    """Raises TransientError unless the server (of a cluster: every primary) answers."""
+    """Raises TransientError unless the server (of a cluster: every primary) answers.
+
+    A single server gets a connection of its own and a second to answer: the client's patience
+    with a server that hangs (20 s with its repeats) is longer than any probe waits."""
     with transient():
-        client.ping()
+        if isinstance(client, RedisCluster):
+            client.ping()
+            return
+        pool = client.connection_pool
+        settings = {
+            **pool.connection_kwargs,
+            "socket_connect_timeout": CHECK_SECONDS,
+            "socket_timeout": CHECK_SECONDS,
+            "retry": Retry(NoBackoff(), 0),
+        }
+        connection = pool.connection_class(**settings)
+        try:
+            connection.send_command("PING", check_health=False)
+            connection.read_response()
+        finally:
+            connection.disconnect()
 
 
 def _retry() -> Retry:

@@ -18,7 +18,7 @@ class Function:
 
     `target` is the HTTP entry, None for the Kafka host. `port_setting` moves its port; a Kafka
     host serves /healthz, /readyz and /metrics there. `url_setting` is where `.stack.env` tells
-    the address."""
+    the address (of several processes: the first one's)."""
 
     name: str
     folder: str
@@ -59,8 +59,14 @@ FUNCTIONS: Final = (
     Function("erase", "erase", "ERASE_PORT", 8402, "erase", "ERASE_URL"),
     Function("tournament", "tournament", "TOURNAMENT_PORT", 8403, "tournament", "TOURNAMENT_URL"),
     Function("on-wager-http", "on-wager", "ON_WAGER_HTTP_PORT", 8404, "on_wager", "ON_WAGER_URL"),
-    Function("on-wager", "on-wager", "ON_WAGER_PORT", 8405),
-    Function("on-rank-change", "on-rank-change", "ON_RANK_CHANGE_PORT", 8406),
+    Function("on-wager", "on-wager", "ON_WAGER_PORT", 8405, url_setting="ON_WAGER_HEALTH_URL"),
+    Function(
+        "on-rank-change",
+        "on-rank-change",
+        "ON_RANK_CHANGE_PORT",
+        8406,
+        url_setting="ON_RANK_CHANGE_HEALTH_URL",
+    ),
 )
 SERVER_PORTS: Final[Mapping[str, int]] = {
     "ISSUER_PORT": 8407,
