@@ -145,6 +145,7 @@ class KafkaHost:
         self._committed_at = 0.0
         self._stash: list[Message] = []
         self._beat = time.monotonic()
+        self._is_member = False
 
     def run(self) -> None:
         """Work until SIGTERM, SIGINT or `stop`; then finish the batch at hand, commit, leave.
@@ -184,6 +185,10 @@ class KafkaHost:
 
     def _turn(self) -> None:
         self._beat = time.monotonic()
+        if not self._is_member:
+            # Not from the probes' threads: calls on one consumer queue up, and a poll that is
+            # called again at once may never let them in.
+            self._is_member = bool(self._consumer.memberid())
         wanted = self._retried(self._handler.tick)
         messages = self._consumed(min(IDLE_SECONDS if wanted is None else wanted, IDLE_SECONDS))
         for partition in sorted(self._fresh):
@@ -313,6 +318,7 @@ class KafkaHost:
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         logger.warning("lost", extra=telemetry.fields(partitions=_numbers(partitions)))
+        self._is_member = False
         self._forget(partitions)
 
     def _forget(self, partitions: list[TopicPartition]) -> None:
@@ -405,7 +411,7 @@ class KafkaHost:
 
     def _check_kafka(self) -> None:
         self._log.check()
-        if not self._consumer.memberid():
+        if not self._is_member:
             raise TransientError("not a member of the group yet")
 
     def _config(self) -> dict[str, Any]:
