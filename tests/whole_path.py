@@ -154,7 +154,7 @@ class Path:
                 consumer.assign([place])
                 position = low
                 while position < high:
-                    for message in consumer.consume(1000, timeout=0.2):
+                    for message in consumer.consume(min(high - position, 1000), timeout=0.2):
                         record = record_of(message)
                         position = record.offset + 1
                         if want(record):
