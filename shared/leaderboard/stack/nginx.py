@@ -11,6 +11,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -109,7 +110,10 @@ class NginxServer:
         }
         config = folder / "nginx.conf"
         argv = [program, "-e", "stderr", "-p", str(folder), "-c", str(config)]
-        self.process = Process("nginx", argv, log_path=folder / "nginx.log")
+        # Workers of a killed master would serve on.
+        self.process = Process(
+            "nginx", argv, log_path=folder / "nginx.log", death_signal=signal.SIGTERM
+        )
 
     @property
     def publish_url(self) -> str:

@@ -84,14 +84,21 @@ def accepts(port: int) -> bool:
         return False
 
 
-def _die_with_parent() -> None:
-    """Runs between fork and exec: one system call, nothing that takes a lock."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+def _die_with_parent(number: int) -> Callable[[], None]:
+    """To be run between fork and exec: one system call, nothing that takes a lock."""
+
+    def ask_kernel() -> None:
+        if _LIBC is not None:
+            _LIBC.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+    return ask_kernel
 
 
 class Process:
-    """One child process, started and stopped as often as wanted; its output goes to a file."""
+    """One child process, started and stopped as often as wanted; its output goes to a file.
+
+    `death_signal` is what the child gets when we die: SIGKILL, since a drain could wait for
+    servers that die as well; SIGTERM for one whose own children must be told."""
 
     def __init__(
         self,
@@ -101,8 +108,10 @@ class Process:
         log_path: Path,
         environ: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        death_signal: signal.Signals = signal.SIGKILL,
     ) -> None:
         self.name = name
+        self._death_signal = death_signal
         self._argv = list(argv)
         self._environ = None if environ is None else dict(environ)
         self._cwd = cwd
@@ -131,7 +140,7 @@ class Process:
                     env=self._environ,
                     cwd=self._cwd,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent,  # noqa: PLW1509 - one prctl, see there
+                    preexec_fn=_die_with_parent(self._death_signal),  # noqa: PLW1509 - one prctl, see there
                 )
             except OSError as error:
                 raise StackError(f"{self.name} can't be started: {error}") from None
