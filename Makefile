@@ -36,12 +36,18 @@ check: $(STAMP) ## Style, types, generated files: verifies, changes nothing.
 	@# Several modules are called main: one run each.
 	@for main in functions/*/main.py; do echo "mypy $$main"; $(BIN)/mypy "$$main"; done
 	@$(BIN)/leaderboard schemas --check
+	@$(BIN)/leaderboard openapi --check
 
 .PHONY: lint
 lint: $(STAMP) ## Fix what can be fixed by itself.
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(MAKE) --no-print-directory docs
+
+.PHONY: docs
+docs: $(STAMP) ## Write the generated part of docs/: JSON Schemas, OpenAPI.
 	@$(BIN)/leaderboard schemas
+	@$(BIN)/leaderboard openapi
 
 .PHONY: kafka
 kafka: $(STAMP) ## Fetch Apache Kafka's jars into .cache and check their sums.

@@ -10,6 +10,7 @@ import sys
 
 import click
 
+from leaderboard.cli.api_documents import openapi
 from leaderboard.cli.dead_letters import dlq
 from leaderboard.cli.operate import erase, tournament
 from leaderboard.cli.produce import produce
@@ -28,7 +29,7 @@ def cli() -> None:
     """The root of all commands."""
 
 
-for command in (stack, run, token, produce, watch, tournament, erase, dlq, schemas):
+for command in (stack, run, token, produce, watch, tournament, erase, dlq, schemas, openapi):
     cli.add_command(command)
 
 
