@@ -78,11 +78,12 @@ def scored(
     time_ms: int = START_MS + 1000,
     event_id: str | None = None,
     sequence: int | None = None,
+    source: str = "/tests",
 ) -> LogEntry:
     data = ev.ScoreSubmitted(
         tournament_id=tournament_id, player_id=player_id, score=score, subscore=subscore
     )
-    return entry(offset, data, time_ms=time_ms, event_id=event_id, sequence=sequence)
+    return entry(offset, data, time_ms=time_ms, event_id=event_id, sequence=sequence, source=source)
 
 
 def wagered(

@@ -81,8 +81,9 @@ class Row:
 class SeenIds:
     """The ids of applied events: numbers per producer, else two generations of hashes.
 
-    A generation is full at `limit`; then the older one is forgotten. So the window
-    depends on the log alone and holds between one and two generations."""
+    A generation is full at `limit`; then the older one is forgotten. So the window depends on
+    the log alone and holds between one and two generations. At most `limit` producers go by
+    their numbers; events of those that come later go by id."""
 
     limit: int = REMEMBERED_IDS
     newer: set[bytes] = field(default_factory=set)
@@ -90,18 +91,21 @@ class SeenIds:
     numbers: dict[str, int] = field(default_factory=dict)
 
     def knows(self, event: ev.Event) -> bool:
-        if event.sequence is not None:
+        if event.sequence is not None and self._goes_by_number(event.source):
             return event.sequence <= self.numbers.get(event.source, -1)
         key = event_key(event)
         return key in self.newer or key in self.older
 
     def add(self, event: ev.Event) -> None:
-        if event.sequence is not None:
+        if event.sequence is not None and self._goes_by_number(event.source):
             self.numbers[event.source] = event.sequence
             return
         self.newer.add(event_key(event))
         if len(self.newer) >= self.limit:
             self.older, self.newer = self.newer, set()
+
+    def _goes_by_number(self, source: str) -> bool:
+        return source in self.numbers or len(self.numbers) < self.limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +195,8 @@ class Standings:
     def _remove(self, entry: LogEntry, action: Remove) -> Applied:
         player_id = action.player_id
         mark = self._mark(player_id)
-        self._out[mark] = action.reason
+        if self._out.get(mark) is not RemovalReason.ERASED:
+            self._out[mark] = action.reason
         self._names.pop(player_id, None)
         row = self._rows.get(player_id)
         if row is None:

@@ -185,6 +185,29 @@ def test_the_window_of_ids_is_two_generations(kind: str, request: pytest.Fixture
     assert outlived.verdicts == [APPLIED]
 
 
+@pytest.mark.parametrize("kind", ["memory", *SERVERS])
+def test_producers_beyond_the_limit_go_by_id(kind: str, request: pytest.FixtureRequest) -> None:
+    board = make_board(kind, request, remembered_ids=2)
+    log = [scored(i, ALICE, 1, sequence=9, source=f"/s{i}", event_id=f"x{i}") for i in (1, 2, 3)]
+    put(board, [scheduled(0), *log])
+    third: dict[str, Any] = {"sequence": 5, "source": "/s3"}
+    known: dict[str, Any] = {"sequence": 5, "source": "/s1"}
+    applied = put(
+        board,
+        [
+            scored(10, ALICE, 1, event_id="new", **third),
+            scored(11, ALICE, 1, event_id="x3", **third),
+            scored(12, ALICE, 1, event_id="other", **known),
+        ],
+    )
+    assert applied.verdicts == [APPLIED, Disposition.DUPLICATE, Disposition.DUPLICATE]
+
+
+def test_an_erased_player_is_not_called_disqualified_later(board: Board) -> None:
+    log = [scored(1, ALICE, 1), erased(2, ALICE), disqualified(3, ALICE), scored(4, ALICE, 1)]
+    assert put(board, [scheduled(0), *log]).verdicts[-1] is Disposition.PLAYER_ERASED
+
+
 def test_a_caller_who_is_ahead_learns_where_the_board_stands(board: Board) -> None:
     put(board, [scheduled(0), scored(5, ALICE, 5)])
     with pytest.raises(BoardBehindError) as behind:

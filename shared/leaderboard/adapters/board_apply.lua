@@ -18,7 +18,7 @@ local BOARD, RANKS, ROWS, NAMES, NEWER, OLDER, NUMBERS, OUT, OUTBOX = unpack(KEY
 local LOG, AFTER, CONFIRMED, EXPECTED, REVISION, TERMS, ASCENDING, OPERATOR, HAS_SUB, LAST,
   VISIBLE, WINDOW, STEPS, REFUSED = unpack(cmsgpack.unpack(ARGV[1]), 1, 14)
 local LIMIT = 2 ^ 53
-local STRIDE = 12
+local STRIDE = 13
 local call = redis.call
 
 -- Compare: is this the board that the caller means, and does it hold what the caller knows?
@@ -95,10 +95,7 @@ local in_newer, in_older, added, newer_size = {}, {}, {}, 0
 local function look_up(from)
   local ids = {}
   for i = from, steps do
-    local id = STEPS[(i - 1) * STRIDE + 4]
-    if type(id) == 'string' then
-      ids[#ids + 1] = id
-    end
+    ids[#ids + 1] = STEPS[(i - 1) * STRIDE + 4]
   end
   in_newer, in_older, added = {}, {}, {}
   newer_size = call('SCARD', NEWER)
@@ -115,23 +112,26 @@ local function store_ids()
   end
   new_ids = {}
 end
-local numbers = {}
-local function number_of(source)
+-- Producers that number their events cost one number each, up to WINDOW of them.
+local numbers, changed_numbers = {}, {}
+local producers = call('HLEN', NUMBERS)
+local function number_of(source) -- nil where the producer's events go by id
   if numbers[source] == nil then
-    numbers[source] = tonumber(call('HGET', NUMBERS, source) or -1)
+    numbers[source] = tonumber(call('HGET', NUMBERS, source) or nil) or false
   end
-  return numbers[source]
+  return numbers[source] or (producers < WINDOW and -1 or nil)
 end
-local function is_duplicate(id, source)
-  if type(id) == 'number' then
-    return id <= number_of(source)
+local function is_duplicate(id, number, source)
+  local last = number and number_of(source)
+  if last then
+    return number <= last
   end
   return added[id] or in_newer[id] == 1 or in_older[id] == 1
 end
-local changed_numbers = {}
-local function remember(id, source, step)
-  if type(id) == 'number' then
-    numbers[source] = id
+local function remember(id, number, source, step)
+  if number and number_of(source) then
+    if not numbers[source] then producers = producers + 1 end
+    numbers[source] = number
     changed_numbers[source] = true
     return
   end
@@ -229,7 +229,9 @@ local function score(base, player, adjusts)
 end
 
 local function remove(base, player, code, keep_as)
-  call('HSET', OUT, STEPS[base + 8], code)
+  if call('HGET', OUT, STEPS[base + 8]) ~= 'E' then
+    call('HSET', OUT, STEPS[base + 8], code)
+  end
   call('HDEL', NAMES, player)
   local row = row_of(player)
   if not row then
@@ -254,7 +256,7 @@ end
 local EARN, ADJUST, JOIN, ERASE, DISQUALIFY, ERASE_KEEPING, MUST_JOIN = 1, 2, 3, 4, 5, 6, 10
 local function applied(base)
   local op, player, mark = STEPS[base + 2], STEPS[base + 3], STEPS[base + 8]
-  if is_duplicate(STEPS[base + 4], STEPS[base + 9]) then
+  if is_duplicate(STEPS[base + 4], STEPS[base + 13], STEPS[base + 9]) then
     return 'D'
   end
   if op == ERASE then return remove(base, player, 'E', false) end
@@ -286,7 +288,7 @@ for i = 1, steps do
     local code = applied(base)
     codes[i] = code
     if code == 'A' then
-      remember(STEPS[base + 4], STEPS[base + 9], i)
+      remember(STEPS[base + 4], STEPS[base + 13], STEPS[base + 9], i)
       sequence = math.max(sequence, STEPS[base + 1])
     elseif code == 'R' then
       refusals[#refusals + 1] = STEPS[base + 1]

@@ -162,7 +162,7 @@ class RedisBoard:
     def _step(
         self, tournament_id: TournamentId, terms: Terms, entry: LogEntry, action: Action
     ) -> tuple[object, ...]:
-        """The twelve fields of one step, in the script's order."""
+        """The thirteen fields of one step, in the script's order."""
         event = entry.event
         op, score, name, mark = _ERASE, Score(0), b"", b""
         if terms.stays_out:
@@ -186,7 +186,7 @@ class RedisBoard:
             entry.offset,
             op,
             action.player_id,
-            event_key(event) if event.sequence is None else event.sequence,
+            event_key(event),
             score.score,
             score.subscore,
             name,
@@ -195,6 +195,7 @@ class RedisBoard:
             event.id,
             event.time_ms,
             event.traceparent or False,
+            False if event.sequence is None else event.sequence,
         )
 
     def _call(

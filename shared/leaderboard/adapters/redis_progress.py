@@ -5,9 +5,13 @@ from __future__ import annotations
 from leaderboard.adapters.redis_client import RedisClient, transient
 from leaderboard.model import Offset
 
-_FURTHER = """
-local known = tonumber(redis.call('GET', KEYS[1]) or -1)
-if tonumber(ARGV[1]) > known then redis.call('SET', KEYS[1], ARGV[1]) end
+# Harmless when it is done twice: the second time `known` is met, and nothing goes further.
+_ADVANCE = """
+local stood = tonumber(redis.call('GET', KEYS[1]) or -1)
+if stood >= tonumber(ARGV[1]) and tonumber(ARGV[2]) > stood then
+  redis.call('SET', KEYS[1], ARGV[2])
+end
+return stood
 """
 
 
@@ -22,9 +26,15 @@ class RedisProgress:
             found = self._client.get(_key(log_id, partition))
         return None if found is None else Offset(int(found))
 
-    def advance(self, log_id: str, partition: int, offset: Offset) -> None:
+    def advance(
+        self, log_id: str, partition: int, known: Offset | None, offset: Offset
+    ) -> Offset | None:
+        least = -1 if known is None else known
         with transient():
-            self._client.eval(_FURTHER, 1, _key(log_id, partition), str(offset))
+            stood: int = self._client.eval(  # type: ignore[assignment]
+                _ADVANCE, 1, _key(log_id, partition), str(least), str(offset)
+            )
+        return None if stood < 0 else Offset(stood)
 
 
 def _key(log_id: str, partition: int) -> str:
