@@ -110,7 +110,7 @@ def open_way(call: Call, ports: Ports) -> Answer:
     if ports.erasures.is_erased(player_id):
         attempt.record(ports, "player_erased")
         raise ForbiddenError("this player has been forgotten")
-    if not any(one.tournament_id == tournament_id for one in ports.directory.all()):
+    if ports.directory.find(tournament_id) is None:
         attempt.player_id = player_id
         attempt.record(ports, "unknown_tournament")
         raise NotFoundError("there is no such tournament")

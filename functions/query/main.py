@@ -193,7 +193,7 @@ def _found(call: Call, ports: Ports, read: Callable[[TournamentId], BoardView | 
     view = read(tournament_id)
     if view is not None:
         return view
-    if any(one.tournament_id == tournament_id for one in ports.directory.all()):
+    if ports.directory.find(tournament_id) is not None:
         raise ProblemError(503, "The board of this tournament is being restored; try again.")
     raise NotFoundError("there is no such tournament")
 

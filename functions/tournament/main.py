@@ -173,7 +173,7 @@ def _terms(tournament_id: TournamentId, ports: Ports) -> Terms | None:
     view = ports.board.top(tournament_id, 1)
     if view is not None:
         return view.terms
-    if any(one.tournament_id == tournament_id for one in ports.directory.all()):
+    if ports.directory.find(tournament_id) is not None:
         raise ProblemError(503, "The board of this tournament is being restored; try again.")
     return None
 

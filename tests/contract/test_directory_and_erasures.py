@@ -39,6 +39,8 @@ def test_directory_shows_what_was_put_in_order_of_start_and_id(client: RedisClie
     for one in (late, b, a):
         directory.put(one)
     assert directory.all() == [a, b, late]
+    assert directory.find(late.tournament_id) == late
+    assert directory.find(TournamentId("nobody")) is None
 
 
 def test_newer_revision_wins_in_whatever_order_they_come(client: RedisClient) -> None:

@@ -35,6 +35,14 @@ class RedisDirectory:
                 _PUT, 1, KEY, summary.tournament_id, str(terms.revision), terms.model_dump_json()
             )
 
+    def find(self, tournament_id: TournamentId) -> Summary | None:
+        """One tournament, None where it is unknown."""
+        with transient():
+            terms: bytes | None = self._client.hget(KEY, tournament_id)  # type: ignore[assignment]
+        if terms is None:
+            return None
+        return Summary(tournament_id, Terms.model_validate_json(terms))
+
     def all(self) -> Sequence[Summary]:
         """Every tournament, in order of start and id."""
         with transient():
