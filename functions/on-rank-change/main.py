@@ -12,6 +12,7 @@ come again; readers drop what is not newer than what they have.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -45,6 +46,7 @@ POSITION_SECONDS = 0.02
 """At most so often are a tournament's `position` frames sent: one a player and time."""
 TOP_SECONDS = 0.25
 AGAIN_SECONDS = 5.0
+OVER = frozenset({State.ENDED, State.CANCELLED})
 MILESTONES = ((10, "top_10"), (100, "top_100"))
 
 
@@ -66,8 +68,8 @@ class _Watched:
     top_since: Offset | None = None
     """The first input that no `top` frame covers yet."""
     sequence: int = -1
-    positions_at: float = 0.0
-    top_at: float = 0.0
+    positions_at: float = -math.inf
+    top_at: float = -math.inf
     state: State | None = None
 
 
@@ -90,15 +92,21 @@ class OnRankChange:
         self._partitions: dict[int, int] = {}
         """Owned partitions, with the number that the topic has."""
         self._watched: dict[TournamentId, _Watched] = {}
-        self._looked_at = -AGAIN_SECONDS
+        self._over: set[TournamentId] = set()
+        """Those whose watchers have been told that it is over."""
+        self._looked_at = -math.inf
 
     def assigned(self, assignment: Assignment) -> Offset | None:
         self._partitions[assignment.partition] = assignment.partitions
-        self._looked_at = -AGAIN_SECONDS
+        self._looked_at = -math.inf
         return None
 
     def revoked(self, partition: int) -> None:
-        self._partitions.pop(partition, None)
+        partitions = self._partitions.pop(partition, None)
+        if partitions is not None:
+            # Should it come back, it comes from an owner who may have told less than we did.
+            gone = {t for t in self._over if partition_of(t.encode(), partitions) == partition}
+            self._over -= gone
         self._watched = {t: w for t, w in self._watched.items() if w.partition != partition}
 
     def handle(self, batch: Batch) -> Sequence[Refused]:
@@ -146,12 +154,16 @@ class OnRankChange:
         return max(wanted, 0.0)
 
     def _look_around(self, now: float) -> None:
-        """Also a quiet tournament is watched, so that its board comes again."""
+        """Also a quiet tournament is watched, so that its board comes again; and one that is
+        over until its last frames are sent, for the owner before may not have come to that."""
         if now < self._looked_at + AGAIN_SECONDS:
             return
         for summary in self._directory.all():
-            tournament_id, state = summary.tournament_id, summary.terms.state
-            if tournament_id in self._watched or state in (State.ENDED, State.CANCELLED):
+            tournament_id = summary.tournament_id
+            is_over = summary.terms.state in OVER
+            if not is_over:
+                self._over.discard(tournament_id)
+            if tournament_id in self._watched or tournament_id in self._over:
                 continue
             key = tournament_id.encode()
             for partition, count in self._partitions.items():
@@ -183,10 +195,12 @@ class OnRankChange:
             self._gateway.publish(frames)
             telemetry.FRAMES.labels("top").inc()
             watched.state = view.terms.state
-        is_over = view is None or view.terms.state in (State.ENDED, State.CANCELLED)
         watched.top_since = None
         watched.top_at = now
-        if is_over and not watched.moved:
+        if watched.moved:
+            return
+        if view is None or view.terms.state in OVER:
+            self._over.add(tournament_id)
             self._watched.pop(tournament_id, None)
 
 

@@ -73,6 +73,8 @@ class _Owned:
     """The last offset that this process saw applied to each tournament."""
     emitted: dict[TournamentId, Offset] = field(default_factory=dict)
     """Up to here every change is in Kafka, and every dead letter."""
+    shown: dict[TournamentId, int] = field(default_factory=dict)
+    """The revision of the terms that this process put into the directory."""
 
 
 class OnWager:
@@ -116,9 +118,7 @@ class OnWager:
                     "a board has lost writes",
                     extra=telemetry.fields(tournament=tournament_id, stands_at=behind.stands_at),
                 )
-                self._owned[batch.partition] = _Owned(owned.low, None)
-                stands_at = behind.stands_at
-                raise ReplayError(None if stands_at is None else Offset(stands_at + 1)) from None
+                raise self._behind(batch) from None
             if applied.unconfirmed:
                 self._feed.publish_changes(applied.unconfirmed)
             refused += refusals(entries, applied)
@@ -139,9 +139,10 @@ class OnWager:
             tournament_id, batch.log_id, after, entries, owned.emitted.get(tournament_id)
         )
         if applied.terms is not None and applied.offset is not None:
-            if applied.terms_changed or after is None:
-                # Also on first sight: the process before may have died between board and list.
+            # Not by `terms_changed`: that is said once, and a process may die before the list.
+            if owned.shown.get(tournament_id) != applied.terms.revision:
                 self._directory.put(Summary(tournament_id, applied.terms))
+                owned.shown[tournament_id] = applied.terms.revision
             owned.applied[tournament_id] = applied.offset
         return applied
 
@@ -152,16 +153,41 @@ class OnWager:
             return
         stands_at = self._progress.read(batch.log_id, batch.partition)
         if stands_at is None or stands_at < owned.advanced:
-            self._owned[batch.partition] = _Owned(owned.low, stands_at)
-            raise ReplayError(None if stands_at is None else Offset(stands_at + 1))
+            raise self._behind(batch)
+
+    def _behind(self, batch: Batch) -> ReplayError:
+        """The store has lost writes: from where every board of the partition has to read again.
+
+        Not from where the one stands that showed it: a loss may cut a batch between two boards,
+        and each shard of a cluster loses on its own. Asked of all boards that this process knows,
+        and then forgotten, for nothing known of them holds."""
+        owned = self._owned[batch.partition]
+        advanced = self._progress.read(batch.log_id, batch.partition)
+        stands_at: list[int | None] = [advanced]
+        for tournament_id, after in owned.applied.items():
+            try:
+                self._board.apply(tournament_id, batch.log_id, after, (), None)
+            except BoardBehindError as behind:
+                stands_at.append(behind.stands_at)
+        self._owned[batch.partition] = _Owned(owned.low, advanced)
+        known = [offset for offset in stands_at if offset is not None]
+        return ReplayError(Offset(min(known) + 1) if len(known) == len(stands_at) else None)
 
     def settle(self, batch: Batch) -> None:
-        """Tell the boards how far they are, and remember what need not be emitted again."""
+        """Tell the boards how far they are, and remember what need not be emitted again.
+
+        Their own progress shows a loss also where none of the batch's boards was hit."""
         owned = self._owned[batch.partition]
         last = Offset(batch.next_offset - 1)
-        self._progress.advance(batch.log_id, batch.partition, last)
-        if owned.advanced is None or last > owned.advanced:
-            owned.advanced = last
+        known = owned.advanced
+        stood = self._progress.advance(batch.log_id, batch.partition, known, last)
+        if known is not None and (stood is None or stood < known):
+            logger.warning(
+                "the boards have lost writes",
+                extra=telemetry.fields(partition=batch.partition, stands_at=stood),
+            )
+            raise self._behind(batch)
+        owned.advanced = last if stood is None else max(last, stood)
         for entry in batch.entries:
             tournament_id = entry.event.tournament_id
             if tournament_id is not None and tournament_id in owned.applied:
@@ -251,12 +277,12 @@ class WagerIntake:
     def _knows(self, tournament_id: TournamentId) -> bool:
         until = time.monotonic() + KNOWN_SECONDS
         while tournament_id not in self._known:
-            self._known.update(one.tournament_id for one in self._directory.all())
-            if tournament_id in self._known:
-                break
-            if time.monotonic() > until:
+            if self._directory.find(tournament_id) is not None:
+                self._known.add(tournament_id)
+            elif time.monotonic() > until:
                 return False
-            time.sleep(0.1)
+            else:
+                time.sleep(0.1)
         return True
 
 

@@ -103,6 +103,9 @@ class Directory(Protocol):
     def put(self, summary: Summary) -> None:
         """Show this, unless something with a higher revision is shown already."""
 
+    def find(self, tournament_id: TournamentId) -> Summary | None:
+        """One tournament, None where it is unknown."""
+
     def all(self) -> Sequence[Summary]:
         """Every tournament, in order of start and id."""
 
@@ -115,8 +118,13 @@ class Progress(Protocol):
     def read(self, log_id: str, partition: int) -> Offset | None:
         """The last offset whose effects all boards of the partition hold; None: never told."""
 
-    def advance(self, log_id: str, partition: int, offset: Offset) -> None:
-        """Tell it, after the boards, before the commit. Never goes back."""
+    def advance(
+        self, log_id: str, partition: int, known: Offset | None, offset: Offset
+    ) -> Offset | None:
+        """Tell it, after the boards, before the commit. Never goes back.
+
+        Answers where it stood before. Below `known`, where the caller has seen it, the store has
+        lost writes: then nothing is told, so that the loss stays visible."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -46,36 +47,34 @@ class KafkaFeed:
     `timeout_seconds` bounds one publish; what is not acknowledged by then raises
     TransientError."""
 
-    def __init__(self, settings: KafkaSettings, timeout_seconds: float = 30) -> None:
+    def __init__(self, settings: KafkaSettings, timeout_seconds: float = 10) -> None:
         self._settings = settings
         self._timeout_seconds = timeout_seconds
         self._lock = threading.Lock()
-        self._reporting: Producer | None = None
+        self._reporting: _Reporting | None = None
         self._silent: Producer | None = None
         self._failures: list[str] = []
 
     def publish(self, outgoing: Sequence[Outgoing]) -> Mapping[int, Offset]:
-        """As the port says. Safe for several threads."""
+        """As the port says. Safe for several threads. What could not even be sent to a broker is
+        not sent after the error."""
         if not outgoing:
             return {}
         pending = _Pending(len(outgoing))
-        producer = self._reporting_producer()
+        reporting = self._reporting_producer()
         try:
             for index, one in enumerate(outgoing):
                 record = encode_kafka(one.event, one.topic)
-                producer.produce(
-                    record.topic,
-                    value=record.value,
-                    key=record.key,
-                    headers=list(record.headers),
-                    on_delivery=partial(pending.delivered, index),
-                )
+                on_delivery = partial(pending.delivered, index)
+                reporting.producer.produce(**_arguments(record), on_delivery=on_delivery)
         except (BufferError, KafkaException) as error:
+            self._drop_if_broken(reporting, error.args[0])
             raise TransientError(f"Kafka takes nothing: {error}") from None
         if not pending.done.wait(self._timeout_seconds):
             raise TransientError("Kafka did not acknowledge in time")
         if pending.failures:
-            raise TransientError(f"Kafka did not take an event: {pending.failures[0]}")
+            self._drop_if_broken(reporting, pending.failures[0])
+            raise TransientError(f"Kafka did not take an event: {pending.failures[0].str()}")
         return pending.offsets
 
     def publish_changes(self, changes: Sequence[PositionChange]) -> None:
@@ -84,70 +83,76 @@ class KafkaFeed:
         telemetry.POSITION_CHANGES.labels("on-wager").inc(len(changes))
 
     def send(self, records: Iterable[Record]) -> None:
-        """Send records as they are, in order; raises TransientError unless all were taken.
+        """Send records as they are, in order; raises TransientError unless all were taken. Then
+        the first few may have arrived, but never one without those before it.
 
         For one thread at a time."""
+        deadline = time.monotonic() + self._timeout_seconds
         producer = self._silent_producer()
-        self._failures.clear()
         try:
             for record in records:
-                self._produce(producer, record)
+                _produce(producer, record, deadline)
+            if producer.flush(max(deadline - time.monotonic(), 0)) > 0:
+                raise TransientError("Kafka did not acknowledge in time")
+            if self._failures:
+                count = len(self._failures)
+                raise TransientError(f"Kafka did not take {count} records: {self._failures[0]}")
         except KafkaException as error:
+            self._abandon(producer)
             raise TransientError(f"Kafka takes nothing: {error}") from None
-        if producer.flush(self._timeout_seconds + 1) > 0:
-            raise TransientError("Kafka did not acknowledge in time")
-        if self._failures:
-            count = len(self._failures)
-            raise TransientError(f"Kafka did not take {count} records: {self._failures[0]}")
+        except TransientError:
+            self._abandon(producer)
+            raise
 
     def check(self) -> None:
         """Raises TransientError when no broker answers within two seconds."""
         try:
-            self._reporting_producer().list_topics(timeout=2)
+            self._reporting_producer().producer.list_topics(timeout=2)
         except KafkaException as error:
             raise TransientError(f"Kafka is away: {error}") from None
 
-    def _produce(self, producer: Producer, record: Record) -> None:
-        while True:
-            try:
-                producer.produce(
-                    record.topic,
-                    value=record.value,
-                    key=record.key,
-                    headers=list(record.headers),
-                )
-                return
-            except BufferError:
-                # The local queue is full: let it drain, so that the order stays.
-                producer.poll(0.1)
-
-    def _reporting_producer(self) -> Producer:
-        """Tells each delivery; a thread of its own serves the reports."""
+    def _reporting_producer(self) -> _Reporting:
         with self._lock:
             if self._reporting is None:
-                self._reporting = Producer(self._config())
-                threading.Thread(
-                    target=_serve, args=(self._reporting,), name="deliveries", daemon=True
-                ).start()
+                # The client looks for what is too old once a second.
+                timeout_seconds = max(self._timeout_seconds - 1, self._timeout_seconds / 2)
+                self._reporting = _Reporting(
+                    {**self._config(), "message.timeout.ms": int(timeout_seconds * 1000)}
+                )
             return self._reporting
 
-    def _silent_producer(self) -> Producer:
-        """Tells failures only: a flush without any has delivered everything."""
+    def _drop_if_broken(self, reporting: _Reporting, error: object) -> None:
+        """An idempotent producer that has lost its numbering never works again."""
+        if not isinstance(error, KafkaError) or not _is_fatal(error):
+            return
         with self._lock:
-            if self._silent is None:
-                self._silent = Producer(
-                    {
-                        **self._config(),
-                        "delivery.report.only.error": True,
-                        "on_delivery": self._failed,
-                        "queue.buffering.max.messages": 200_000,
-                    }
-                )
-            return self._silent
+            if self._reporting is reporting:
+                self._reporting = None
+        reporting.stop()
 
-    def _failed(self, error: KafkaError | None, message: object) -> None:
-        if error is not None:
-            self._failures.append(error.str())
+    def _silent_producer(self) -> Producer:
+        """Tells failures only: a flush without any has delivered everything.
+
+        No record of it ever grows too old by itself: then the one after it could be delivered
+        alone, and readers would drop the first when it came again. Time is kept by `send`."""
+        if self._silent is None:
+            self._failures = []
+            self._silent = Producer(
+                {
+                    **self._config(),
+                    "delivery.report.only.error": True,
+                    "on_delivery": partial(_failed, self._failures),
+                    "queue.buffering.max.messages": 200_000,
+                    "message.timeout.ms": 0,
+                }
+            )
+        return self._silent
+
+    def _abandon(self, producer: Producer) -> None:
+        """Nothing of what it holds may follow what another one sends after it."""
+        self._silent = None
+        producer.purge(in_queue=True, in_flight=True)
+        producer.flush(0)
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -156,8 +161,23 @@ class KafkaFeed:
             "partitioner": "murmur2_random",
             "linger.ms": 1,
             "message.max.bytes": MAX_RECORD_BYTES,
-            "message.timeout.ms": int(self._timeout_seconds * 1000),
         }
+
+
+class _Reporting:
+    """A producer that tells each delivery; a thread of its own serves the reports."""
+
+    def __init__(self, config: Mapping[str, object]) -> None:
+        self.producer = Producer(dict(config))
+        self._stopping = threading.Event()
+        threading.Thread(target=self._serve, name="deliveries", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def _serve(self) -> None:
+        while not self._stopping.is_set():
+            self.producer.poll(1.0)
 
 
 class _Pending:
@@ -165,7 +185,7 @@ class _Pending:
 
     def __init__(self, count: int) -> None:
         self.offsets: dict[int, Offset] = {}
-        self.failures: list[str] = []
+        self.failures: list[KafkaError] = []
         self.done = threading.Event()
         self._remaining = count
 
@@ -173,15 +193,40 @@ class _Pending:
         if error is None:
             self.offsets[index] = Offset(message.offset())
         else:
-            self.failures.append(error.str())
+            self.failures.append(error)
         self._remaining -= 1
         if self._remaining == 0:
             self.done.set()
 
 
-def _serve(producer: Producer) -> None:
+def _produce(producer: Producer, record: Record, deadline: float) -> None:
     while True:
-        producer.poll(1.0)
+        try:
+            producer.produce(**_arguments(record))
+            return
+        except BufferError:
+            # The local queue is full: let it drain, so that the order stays.
+            producer.poll(0.1)
+            if time.monotonic() > deadline:
+                raise TransientError("Kafka did not make room in time") from None
+
+
+def _arguments(record: Record) -> dict[str, Any]:
+    return {
+        "topic": record.topic,
+        "value": record.value,
+        "key": record.key,
+        "headers": list(record.headers),
+    }
+
+
+def _failed(failures: list[str], error: KafkaError | None, message: object) -> None:
+    if error is not None:
+        failures.append(error.str())
+
+
+def _is_fatal(error: KafkaError) -> bool:
+    return bool(error.fatal()) or error.code() == KafkaError._FATAL
 
 
 def change_record(change: PositionChange) -> Record:

@@ -31,7 +31,7 @@ class RedisProgress:
     ) -> Offset | None:
         least = -1 if known is None else known
         with transient():
-            stood: int = self._client.eval(  # type: ignore[assignment]
+            stood: int = self._client.eval(
                 _ADVANCE, 1, _key(log_id, partition), str(least), str(offset)
             )
         return None if stood < 0 else Offset(stood)

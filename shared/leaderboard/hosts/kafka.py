@@ -14,31 +14,26 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
-from confluent_kafka import (
-    Consumer,
-    KafkaError,
-    KafkaException,
-    Message,
-    TopicPartition,
-)
+from confluent_kafka import Message
 
 from leaderboard import telemetry
 from leaderboard.codec import decode_kafka
 from leaderboard.errors import LeaderboardError, RefusedError, TransientError
-from leaderboard.events import Record, dead_letter_topic, format_time_ms
+from leaderboard.events import Event, Record, dead_letter_topic, format_time_ms
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.health import HealthServer
-from leaderboard.hosts.kafka_log import ASK_SECONDS, TopicLog
+from leaderboard.hosts.kafka_group import Membership, group_config
+from leaderboard.hosts.kafka_log import TopicLog
 from leaderboard.model import Offset
 from leaderboard.settings import ConsumerSettings, KafkaSettings
 
 FIRST_BACK_OFF_SECONDS: Final = 0.1
 LONGEST_BACK_OFF_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 0.5
-COMMIT_SECONDS: Final = 0.05
 STUCK_SECONDS: Final = 120.0
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -85,19 +80,22 @@ class Refused:
 
 
 class Handler(Protocol):
-    """A function, as the host sees it. Any call may raise TransientError and is repeated then."""
+    """A function, as the host sees it. `assigned`, `handle`, `settle` and `tick` may raise
+    TransientError and are repeated then, a batch from `handle` on."""
 
     def assigned(self, assignment: Assignment) -> Offset | None:
         """Where to start reading, None for where the group stands; never further than that."""
 
     def revoked(self, partition: int) -> None:
-        """The partition belongs to somebody else now: forget what was known of it."""
+        """The partition belongs to somebody else now: forget what was known of it. Also called
+        where `assigned` was not, or did not end well."""
 
     def handle(self, batch: Batch) -> Sequence[Refused]:
         """Do the batch's effects. Raises ReplayError to read again from an earlier offset."""
 
     def settle(self, batch: Batch) -> None:
-        """Effects and dead letters of the batch are confirmed; the commit comes next."""
+        """Effects and dead letters of the batch are confirmed; the commit comes next. Raises
+        ReplayError as `handle` does."""
 
     def safe(self, partition: int, next_offset: Offset) -> Offset:
         """How far the partition may be committed: `next_offset`, or less while work is open."""
@@ -110,6 +108,10 @@ class RecordSink(Protocol):
     """Where dead letters go: returns when all are acknowledged, else raises TransientError."""
 
     def send(self, records: Iterable[Record]) -> None: ...
+
+
+class _GivenUpError(Exception):
+    """What was being retried is not wanted any more."""
 
 
 class KafkaHost:
@@ -131,21 +133,16 @@ class KafkaHost:
         self._name = name
         self._topic = topic
         self._make_handler = make_handler
+        self._handler: Handler | None = None
         self._dead_letters = dead_letters
-        self._kafka = kafka
         self._settings = settings
         self._ready = ready
         self._stopping = threading.Event()
-        self._consumer = Consumer(self._config())
+        config = group_config(name, kafka, settings)
+        self._group = Membership(topic, config, self._revoked, self._safe)
         self._log = TopicLog(topic, kafka)
-        self._fresh: set[int] = set()
-        self._next: dict[int, Offset] = {}
-        """Owned partitions, with the offset after the last one whose effects are done."""
-        self._committed: dict[int, Offset] = {}
-        self._committed_at = 0.0
-        self._stash: list[Message] = []
+        self._log_ids: dict[int, str] = {}
         self._beat = time.monotonic()
-        self._is_member = False
 
     def run(self) -> None:
         """Work until SIGTERM, SIGINT or `stop`; then finish the batch at hand, commit, leave.
@@ -158,97 +155,79 @@ class KafkaHost:
         address = (self._settings.host, self._settings.port)
         health = HealthServer(self._name, address, self._is_alive, checks)
         health.start()
-        self._consumer.subscribe(
-            [self._topic],
-            on_assign=self._on_assign,
-            on_revoke=self._on_revoke,
-            on_lost=self._on_lost,
-        )
+        self._group.join()
         try:
-            made: Handler | None = self._retried(self._make_handler)
-            if made is not None:
-                self._work(made)
+            handler = self._handler = self._retried(self._make_handler)
+            while not self._stopping.is_set():
+                self._turn(handler)
+        except _GivenUpError:
+            logger.info("stopped while a dependency was away")
         finally:
-            self._consumer.close()
+            self._group.leave()
             health.stop()
             self._log.close()
-
-    def _work(self, handler: Handler) -> None:
-        self._handler = handler
-        while not self._stopping.is_set():
-            self._turn()
-        self._commit(now=True)
 
     def stop(self) -> None:
         """Ask `run` to return after the batch at hand. Safe from any thread or signal."""
         self._stopping.set()
 
-    def _turn(self) -> None:
+    def decode(self, record: Record) -> Event:
+        """The event of a record. Raises RefusedError. A topic with another name than in the
+        contract needs a host that knows what it carries."""
+        return decode_kafka(record)
+
+    def _turn(self, handler: Handler) -> None:
         self._beat = time.monotonic()
-        if not self._is_member:
-            # Not from the probes' threads: calls on one consumer queue up, and a poll that is
-            # called again at once may never let them in.
-            self._is_member = bool(self._consumer.memberid())
-        wanted = self._retried(self._handler.tick)
-        messages = self._consumed(min(IDLE_SECONDS if wanted is None else wanted, IDLE_SECONDS))
-        for partition in sorted(self._fresh):
-            if self._settle_in(partition):
-                messages = [m for m in messages if m.partition() != partition]
-        by_partition: dict[int, list[Message]] = {}
-        for message in messages:
-            by_partition.setdefault(message.partition() or 0, []).append(message)
-        for partition, records in by_partition.items():
-            if partition in self._next and not self._stopping.is_set():
-                self._process(partition, records)
-        self._commit(now=False)
+        wanted = self._retried(handler.tick)
+        self._group.receive(min(wanted, IDLE_SECONDS), self._settings.batch_size)
+        if fresh := self._group.fresh():
+            self._log.ask_anew()
+            for partition in fresh:
+                self._take_over(handler, partition)
+        for partition in self._group.waiting():
+            if not self._stopping.is_set() and self._group.owns(partition):
+                self._process(handler, partition)
+        self._group.commit()
 
     # records
 
-    def _consumed(self, timeout_seconds: float) -> list[Message]:
-        """What is there: waits for the first record only, so a quiet topic costs no latency."""
-        messages, self._stash = self._stash, []
-        if not messages:
-            first = self._consumer.poll(max(timeout_seconds, 0.0))
-            messages = [] if first is None else [first]
-        room = self._settings.batch_size - len(messages)
-        if messages and room > 0:
-            messages += self._consumer.consume(room, timeout=0)
-        return [message for message in messages if self._is_sound(message)]
-
-    def _is_sound(self, message: Message) -> bool:
-        error = message.error()
-        if error is None:
-            return True
-        if error.fatal():
-            raise KafkaException(error)
-        logger.warning("Kafka reports an error", extra=telemetry.fields(error=error.str()))
-        return False
-
-    def _process(self, partition: int, messages: Sequence[Message]) -> None:
+    def _process(self, handler: Handler, partition: int) -> None:
+        """One batch of a partition, to its end; or, when it is not ours to end, not at all."""
+        messages = self._group.take(partition, self._settings.batch_size)
         records = [_record(message) for message in messages]
         telemetry.BATCH_SIZE.labels(self._name).observe(len(records))
+        batch, unreadable = self._read(partition, records)
+        buried: set[Offset] = set()
+
+        def effects() -> None:
+            refused = [*unreadable, *(handler.handle(batch) if batch.entries else ())]
+            self._bury(records, [one for one in refused if one.offset not in buried])
+            buried.update(one.offset for one in refused)
+            handler.settle(batch)
+
+        try:
+            self._retried(effects, lambda: self._group.owns(partition))
+        except _GivenUpError:
+            return
+        except ReplayError as replay:
+            # From the batch's start at the latest: nothing of it counts as done.
+            first = Offset(records[0].offset)
+            start = None if replay.offset is None else min(replay.offset, first)
+            self._replay(partition, start)
+            return
+        self._group.done(partition, batch.next_offset)
+
+    def _read(self, partition: int, records: Sequence[Record]) -> tuple[Batch, Sequence[Refused]]:
         entries: list[LogEntry] = []
         refused: list[Refused] = []
         for record in records:
+            offset = Offset(record.offset)
             try:
-                event = decode_kafka(record)
-                entries.append(LogEntry(Offset(record.offset), record.timestamp_ms, event))
+                entries.append(LogEntry(offset, record.timestamp_ms, self.decode(record)))
             except RefusedError as error:
-                refused.append(Refused(Offset(record.offset), error))
-        batch = Batch(partition, self._log_of(partition), entries, Offset(records[-1].offset + 1))
-
-        def effects() -> None:
-            ours = self._handler.handle(batch) if entries else ()
-            self._bury(records, (*refused, *ours))
-            self._handler.settle(batch)
-
-        try:
-            if self._retried(effects, partition) is _GIVEN_UP:
-                return
-        except ReplayError as replay:
-            self._replay(partition, replay.offset)
-            return
-        self._next[partition] = batch.next_offset
+                refused.append(Refused(offset, error))
+        next_offset = Offset(records[-1].offset + 1)
+        return Batch(partition, self._log_ids[partition], entries, next_offset), refused
 
     def _bury(self, records: Sequence[Record], refused: Sequence[Refused]) -> None:
         if not refused:
@@ -267,10 +246,11 @@ class KafkaHost:
                 ),
             )
 
-    def _retried(self, work: Callable[[], Any], partition: int | None = None) -> Any:
+    def _retried(self, work: Callable[[], T], wanted: Callable[[], bool] = lambda: True) -> T:
         """The work's result, tried again with back-off while it raises TransientError.
 
-        `_GIVEN_UP` when the process is to stop, or does not own the partition any more."""
+        Raises _GivenUpError when, after a back-off, the process is to stop or the result is not
+        `wanted` any more."""
         delay = FIRST_BACK_OFF_SECONDS
         while True:
             try:
@@ -281,128 +261,54 @@ class KafkaHost:
                     "a dependency is away, trying again",
                     extra=telemetry.fields(error=str(error), seconds=delay),
                 )
-            self._wait(delay)
-            delay = min(delay * 2, LONGEST_BACK_OFF_SECONDS)
-            if self._stopping.is_set() or (partition is not None and not self._owns(partition)):
-                return None if partition is None else _GIVEN_UP
-
-    def _owns(self, partition: int) -> bool:
-        return partition in self._next or partition in self._fresh
-
-    def _wait(self, seconds: float) -> None:
-        """Let time pass while staying a member of the group; records that come are kept."""
-        paused: set[int] = set()
-        until = time.monotonic() + seconds
-        while not self._stopping.is_set() and (left := until - time.monotonic()) > 0:
             self._beat = time.monotonic()
-            # Also those that are assigned meanwhile: what is kept here must stay little.
-            fresh = (set(self._next) | self._fresh) - paused
-            self._consumer.pause([TopicPartition(self._topic, p) for p in sorted(fresh)])
-            paused |= fresh
-            message = self._consumer.poll(min(left, 0.2))
-            if message is not None:
-                self._stash.append(message)
-        still = [TopicPartition(self._topic, p) for p in sorted(paused) if self._owns(p)]
-        self._consumer.resume(still)
+            self._group.wait(delay, self._stopping)
+            delay = min(delay * 2, LONGEST_BACK_OFF_SECONDS)
+            if self._stopping.is_set() or not wanted():
+                raise _GivenUpError
 
     # partitions
 
-    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        logger.info("assigned", extra=telemetry.fields(partitions=_numbers(partitions)))
-        self._fresh.update(_numbers(partitions))
-
-    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        logger.info("revoked", extra=telemetry.fields(partitions=_numbers(partitions)))
-        self._commit(now=True, only=_numbers(partitions))
-        self._forget(partitions)
-
-    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        logger.warning("lost", extra=telemetry.fields(partitions=_numbers(partitions)))
-        self._is_member = False
-        self._forget(partitions)
-
-    def _forget(self, partitions: list[TopicPartition]) -> None:
-        for partition in _numbers(partitions):
-            self._fresh.discard(partition)
-            if self._next.pop(partition, None) is not None:
-                self._handler.revoked(partition)
-            self._committed.pop(partition, None)
-        gone = set(_numbers(partitions))
-        self._stash = [m for m in self._stash if m.partition() not in gone]
-
-    def _settle_in(self, partition: int) -> bool:
-        """Take over a partition; whether what was read of it already has to be dropped."""
-
+    def _take_over(self, handler: Handler, partition: int) -> None:
         def ask() -> tuple[Offset, Offset]:
-            place = TopicPartition(self._topic, partition)
-            try:
-                committed = self._consumer.committed([place], timeout=ASK_SECONDS)[0].offset
-            except KafkaException as error:
-                raise TransientError(f"Kafka does not tell the group's place: {error}") from None
-            low = self._log.low(partition)
-            known = Offset(committed) if committed >= 0 else None
-            group = low if known is None else max(known, low)
-            found = self._handler.assigned(
-                Assignment(partition, self._log_of(partition), known, low, self._log.partitions())
+            self._log_ids[partition] = f"{self._log.log_id()}/{partition}"
+            committed, low = self._group.committed(partition), self._log.low(partition)
+            found = handler.assigned(
+                Assignment(
+                    partition, self._log_ids[partition], committed, low, self._log.partitions()
+                )
             )
-            return group, group if found is None else max(min(found, group), low)
+            group = low if committed is None else max(committed, low)
+            return group, group if found is None else min(found, group)
 
-        answer = self._retried(ask, partition)
-        if answer is _GIVEN_UP:
-            return True
-        self._fresh.discard(partition)
-        group, start = answer
-        # Committed at once: to KEDA a partition without a commit is one of full lag.
-        self._next[partition] = start
+        try:
+            group, start = self._retried(ask, lambda: self._group.is_fresh(partition))
+        except _GivenUpError:
+            return
+        self._group.take_over(partition, group)
         if start < group:
             self._replay(partition, start)
-        return bool(start < group)
 
     def _replay(self, partition: int, offset: Offset | None) -> None:
-        """Read again from `offset`. Committed first, so that a crash meanwhile loses nothing."""
-        low = self._log.low(partition)
-        start = low if offset is None else max(offset, low)
-        logger.warning("replaying", extra=telemetry.fields(partition=partition, offset=start))
-        self._next[partition] = start
-        self._commit(now=True, only=[partition])
-        self._stash = [m for m in self._stash if m.partition() != partition]
-        until = time.monotonic() + ASK_SECONDS
-        while self._owns(partition):
-            try:
-                self._consumer.seek(TopicPartition(self._topic, partition, start))
-                return
-            except KafkaException as error:
-                # A partition assigned this moment is not fetched yet, and can't be sought.
-                if time.monotonic() > until:
-                    raise
-                logger.info("not to be sought yet", extra=telemetry.fields(error=str(error)))
-            self._wait(0.1)
-            self._stash = [m for m in self._stash if m.partition() != partition]
+        """Read again from `offset`, or from the oldest record that the log still holds."""
+        logger.warning("replaying", extra=telemetry.fields(partition=partition, offset=offset))
 
-    def _commit(self, *, now: bool, only: Iterable[int] | None = None) -> None:
-        if not now and time.monotonic() - self._committed_at < COMMIT_SECONDS:
-            return
-        wanted = {}
-        for partition in self._next if only is None else set(only) & set(self._next):
-            safe = self._handler.safe(partition, self._next[partition])
-            if self._committed.get(partition) != safe:
-                wanted[partition] = safe
-        if not wanted:
-            return
-        self._committed_at = time.monotonic()
-        places = [TopicPartition(self._topic, p, at) for p, at in wanted.items()]
+        def rewind() -> None:
+            low = self._log.low(partition)
+            self._group.rewind(partition, low if offset is None else max(offset, low))
+
         try:
-            if now:
-                self._consumer.commit(offsets=places, asynchronous=False)
-            else:
-                self._consumer.commit(offsets=places, asynchronous=True)
-            self._committed.update(wanted)
-        except KafkaException as error:
-            # Read again after the next start: every effect is harmless when repeated.
-            logger.warning("commit failed", extra=telemetry.fields(error=str(error)))
+            self._retried(rewind, lambda: self._group.owns(partition))
+        except _GivenUpError:
+            return
 
-    def _log_of(self, partition: int) -> str:
-        return f"{self._log.log_id}/{partition}"
+    def _revoked(self, partition: int) -> None:
+        self._log_ids.pop(partition, None)
+        if self._handler is not None:
+            self._handler.revoked(partition)
+
+    def _safe(self, partition: int, next_offset: Offset) -> Offset:
+        return next_offset if self._handler is None else self._handler.safe(partition, next_offset)
 
     # health
 
@@ -411,39 +317,8 @@ class KafkaHost:
 
     def _check_kafka(self) -> None:
         self._log.check()
-        if not self._is_member:
+        if not self._group.is_member():
             raise TransientError("not a member of the group yet")
-
-    def _config(self) -> dict[str, Any]:
-        settings = self._settings
-        config: dict[str, Any] = {
-            **self._kafka.client_config(),
-            "group.id": settings.group_id or self._name,
-            "group.protocol": settings.group_protocol,
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "auto.offset.reset": "earliest",
-            # The default of a second is how long a full local queue would delay the next fetch.
-            "fetch.queue.backoff.ms": 10,
-            "on_commit": _committed,
-        }
-        if settings.group_protocol == "classic":
-            config["partition.assignment.strategy"] = "cooperative-sticky"
-            config["session.timeout.ms"] = settings.session_timeout_ms
-            config["heartbeat.interval.ms"] = settings.session_timeout_ms // 3
-        return config
-
-
-_GIVEN_UP: Final = object()
-
-
-def _numbers(partitions: Sequence[TopicPartition]) -> list[int]:
-    return [place.partition for place in partitions]
-
-
-def _committed(error: KafkaError | None, partitions: list[TopicPartition]) -> None:
-    if error is not None:
-        logger.warning("commit failed", extra=telemetry.fields(error=error.str()))
 
 
 def _record(message: Message) -> Record:

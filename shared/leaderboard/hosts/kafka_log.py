@@ -5,7 +5,7 @@ A question on the consumer's own connection waits behind its long poll, half a s
 
 from __future__ import annotations
 
-from functools import cached_property
+import threading
 from typing import Final
 
 from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
@@ -22,20 +22,34 @@ IN_PROCESS_CLUSTER: Final = "mockCluster"
 
 
 class TopicLog:
-    """One topic, from the outside. Every call may raise TransientError."""
+    """One topic, from the outside. Every call may raise TransientError. Connects on first use."""
 
     def __init__(self, topic: str, settings: KafkaSettings) -> None:
         self._topic = topic
         self._settings = settings
+        self._log_id: str | None = None
+        self._making = threading.Lock()
+        self._made: Consumer | None = None
 
-    @cached_property
+    @property
     def _client(self) -> Consumer:
-        """Never subscribes, never joins: it only asks."""
-        return Consumer({**self._settings.client_config(), "group.id": "asks-only"})
+        """Never subscribes, never joins: it only asks, also for the probes' threads."""
+        with self._making:
+            if self._made is None:
+                self._made = Consumer({**self._settings.client_config(), "group.id": "asks-only"})
+            return self._made
 
-    @cached_property
     def log_id(self) -> str:
-        """The topic with its own id: one made anew is another log."""
+        """The topic with its own id: one made anew is another log. Remembered."""
+        if self._log_id is None:
+            self._log_id = self._ask_log_id()
+        return self._log_id
+
+    def ask_anew(self) -> None:
+        """Forget the topic's id: with partitions that are handed out it may be another topic."""
+        self._log_id = None
+
+    def _ask_log_id(self) -> str:
         admin = AdminClient(self._settings.client_config())
         try:
             cluster_id = admin.list_topics(self._topic, timeout=ASK_SECONDS).cluster_id
@@ -64,8 +78,9 @@ class TopicLog:
         self._count(CHECK_SECONDS)
 
     def close(self) -> None:
-        if "_client" in self.__dict__:
-            self._client.close()
+        with self._making:
+            if self._made is not None:
+                self._made.close()
 
     def _count(self, seconds: float) -> int:
         try:

@@ -1,0 +1,270 @@
+"""A place in a consumer group: which partitions are ours, what was received of them and not yet
+handled, and how far the group is told that we are.
+
+Everything received lies in one inbox, by partition. When a partition goes, its part of the inbox
+goes with it, so nothing that was read under an earlier assignment is ever handled under a later
+one. Offsets are committed for what was reported as done, never for what was only received.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from leaderboard import telemetry
+from leaderboard.errors import TransientError
+from leaderboard.hosts.kafka_log import ASK_SECONDS
+from leaderboard.model import Offset
+from leaderboard.settings import ConsumerSettings, KafkaSettings
+
+COMMIT_SECONDS: Final = 0.05
+COMMIT_AGAIN_SECONDS: Final = 1.0
+"""How long a commit that failed is left alone before it is tried again."""
+WAIT_SECONDS: Final = 0.2
+logger = logging.getLogger(__name__)
+
+
+class Membership:
+    """One topic's partitions, as the group hands them to this process.
+
+    An assigned partition is *fresh* until `take_over`, *owned* from then on. `revoked` is called
+    for every partition that goes; `safe` answers how far an owned one may be committed, given
+    how far it is done. For one thread, but for `is_member`."""
+
+    def __init__(
+        self,
+        topic: str,
+        config: Mapping[str, object],
+        revoked: Callable[[int], None],
+        safe: Callable[[int, Offset], Offset],
+    ) -> None:
+        self._topic = topic
+        self._revoked = revoked
+        self._safe = safe
+        self._consumer = Consumer({**config, "on_commit": self._on_commit})
+        self._fresh: set[int] = set()
+        self._next: dict[int, Offset] = {}
+        """Owned partitions, with the offset after the last one whose effects are done."""
+        self._inbox: dict[int, list[Message]] = {}
+        self._paused: set[int] = set()
+        self._committed: dict[int, Offset] = {}
+        self._commit_at = 0.0
+
+    def join(self) -> None:
+        self._consumer.subscribe(
+            [self._topic],
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
+
+    def leave(self) -> None:
+        """Commit what is done and give all partitions back."""
+        self.commit(now=True)
+        self._consumer.close()
+
+    def is_member(self) -> bool:
+        return bool(self._consumer.memberid())
+
+    # records
+
+    def receive(self, timeout_seconds: float, limit: int) -> None:
+        """Put what is there into the inbox, `limit` records in it at most. Waits for the first
+        record only, and only with an empty inbox: so a quiet topic costs no latency."""
+        held = sum(map(len, self._inbox.values()))
+        first = self._consumer.poll(0 if held else max(timeout_seconds, 0.0))
+        if first is None:
+            return
+        self._keep(first)
+        if (room := limit - held - 1) > 0:
+            for message in self._consumer.consume(room, timeout=0):
+                self._keep(message)
+
+    def waiting(self) -> list[int]:
+        """Owned partitions with something in the inbox."""
+        return [partition for partition in self._inbox if partition in self._next]
+
+    def take(self, partition: int, limit: int) -> Sequence[Message]:
+        """The oldest records of a partition, out of the inbox."""
+        messages = self._inbox.pop(partition)
+        if len(messages) > limit:
+            self._inbox[partition] = messages[limit:]
+        return messages[:limit]
+
+    def wait(self, seconds: float, stopping: threading.Event) -> None:
+        """Let time pass while staying a member. Fetching pauses, so that the inbox stays small;
+        what was under way already is kept."""
+        until = time.monotonic() + seconds
+        while not stopping.is_set() and (left := until - time.monotonic()) > 0:
+            # Also those that are assigned meanwhile.
+            flowing = (self._next.keys() | self._fresh) - self._paused
+            self._consumer.pause(self._places(flowing))
+            self._paused |= flowing
+            message = self._consumer.poll(min(left, WAIT_SECONDS))
+            if message is not None:
+                self._keep(message)
+        paused, self._paused = self._paused, set()
+        self._consumer.resume(self._places(paused))
+
+    def _keep(self, message: Message) -> None:
+        error = message.error()
+        if error is not None:
+            if error.fatal():
+                raise KafkaException(error)
+            logger.warning("Kafka reports an error", extra=telemetry.fields(error=error.str()))
+            return
+        partition = message.partition() or 0
+        if partition in self._next or partition in self._fresh:
+            self._inbox.setdefault(partition, []).append(message)
+
+    # partitions
+
+    def fresh(self) -> list[int]:
+        """Partitions that are assigned and not taken over yet."""
+        return sorted(self._fresh)
+
+    def is_fresh(self, partition: int) -> bool:
+        return partition in self._fresh
+
+    def owns(self, partition: int) -> bool:
+        return partition in self._next
+
+    def committed(self, partition: int) -> Offset | None:
+        """Where the group stands. Raises TransientError."""
+        try:
+            place = self._consumer.committed(self._places([partition]), timeout=ASK_SECONDS)[0]
+        except KafkaException as error:
+            raise TransientError(f"Kafka does not tell the group's place: {error}") from None
+        if place.error is not None:
+            raise TransientError(f"Kafka does not tell the group's place: {place.error}")
+        return Offset(place.offset) if place.offset >= 0 else None
+
+    def take_over(self, partition: int, offset: Offset) -> None:
+        """Own a fresh partition, done up to `offset`. The next `commit` says so to the group,
+        also when it is no news: to KEDA a partition without a commit is one of full lag."""
+        self._fresh.discard(partition)
+        self._next[partition] = offset
+
+    def done(self, partition: int, offset: Offset) -> None:
+        """Everything before `offset` has had its effects."""
+        self._next[partition] = offset
+
+    def rewind(self, partition: int, offset: Offset) -> None:
+        """Read an owned partition again from `offset`; may be repeated while it raises
+        TransientError. Committed before anything is read, so that a crash loses nothing."""
+        self._next[partition] = offset
+        self._inbox.pop(partition, None)
+        self._commit_surely(partition, self._safe(partition, offset))
+        try:
+            self._consumer.seek(TopicPartition(self._topic, partition, offset))
+        except KafkaException as error:
+            # One assigned this moment is not fetched yet, and can't be sought until it is.
+            raise TransientError(f"not to be sought yet: {error}") from None
+
+    def _places(self, partitions: Iterable[int]) -> list[TopicPartition]:
+        return [TopicPartition(self._topic, partition) for partition in sorted(partitions)]
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        logger.info("assigned", extra=telemetry.fields(partitions=_numbers(partitions)))
+        self._fresh.update(_numbers(partitions))
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        logger.info("revoked", extra=telemetry.fields(partitions=_numbers(partitions)))
+        self.commit(now=True, only=_numbers(partitions))
+        self._forget(partitions)
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        # Somebody else may have gone on from our last commit: ours would take theirs back.
+        logger.warning("lost", extra=telemetry.fields(partitions=_numbers(partitions)))
+        self._forget(partitions)
+
+    def _forget(self, partitions: list[TopicPartition]) -> None:
+        for partition in _numbers(partitions):
+            self._inbox.pop(partition, None)
+            self._paused.discard(partition)
+            self._committed.pop(partition, None)
+            self._fresh.discard(partition)
+            self._next.pop(partition, None)
+            self._revoked(partition)
+
+    # commits
+
+    def commit(self, *, now: bool = False, only: Iterable[int] | None = None) -> None:
+        """Tell the group how far the owned partitions are done, where it does not know.
+
+        `now` waits for the answer; else the call is cheap, does nothing if the last one was just
+        made, and a failure is made good by a later call."""
+        if not now and time.monotonic() < self._commit_at:
+            return
+        wanted: dict[int, Offset] = {}
+        for partition in self._next if only is None else self._next.keys() & set(only):
+            safe = self._safe(partition, self._next[partition])
+            if self._committed.get(partition) != safe:
+                wanted[partition] = safe
+        if not wanted:
+            return
+        self._commit_at = time.monotonic() + COMMIT_SECONDS
+        self._committed.update(wanted)
+        places = [TopicPartition(self._topic, p, at) for p, at in wanted.items()]
+        try:
+            if now:
+                self._on_commit(None, self._consumer.commit(offsets=places, asynchronous=False))
+            else:
+                self._consumer.commit(offsets=places, asynchronous=True)
+        except KafkaException as error:
+            self._on_commit(error.args[0], places)
+
+    def _commit_surely(self, partition: int, offset: Offset) -> None:
+        place = TopicPartition(self._topic, partition, offset)
+        try:
+            answer = self._consumer.commit(offsets=[place], asynchronous=False)[0]
+        except KafkaException as error:
+            raise TransientError(f"Kafka did not take a commit: {error}") from None
+        if answer.error is not None:
+            raise TransientError(f"Kafka did not take a commit: {answer.error}")
+        self._committed[partition] = offset
+
+    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        """What failed is not known to the group: the next `commit` says it again. Until then a
+        start would read again, which is harmless."""
+        failed = [place for place in partitions if error is not None or place.error is not None]
+        if not failed:
+            return
+        logger.warning(
+            "commit failed",
+            extra=telemetry.fields(
+                partitions=_numbers(failed), error=str(error or failed[0].error)
+            ),
+        )
+        self._commit_at = time.monotonic() + COMMIT_AGAIN_SECONDS
+        for partition in _numbers(failed):
+            self._committed.pop(partition, None)
+
+
+def group_config(name: str, kafka: KafkaSettings, settings: ConsumerSettings) -> dict[str, Any]:
+    """How a function's consumer is set up: by hand committed, cooperative, from the start of the
+    log where the group has no place yet."""
+    config: dict[str, Any] = {
+        **kafka.client_config(),
+        "group.id": settings.group_id or name,
+        "group.protocol": settings.group_protocol,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        # The default of a second is how long a full local queue would delay the next fetch.
+        "fetch.queue.backoff.ms": 10,
+    }
+    if settings.group_protocol == "classic":
+        config["partition.assignment.strategy"] = "cooperative-sticky"
+        config["session.timeout.ms"] = settings.session_timeout_ms
+        config["heartbeat.interval.ms"] = settings.session_timeout_ms // 3
+    return config
+
+
+def _numbers(partitions: Sequence[TopicPartition]) -> list[int]:
+    return [place.partition for place in partitions]
