@@ -26,6 +26,8 @@ COMMIT_SECONDS: Final = 0.05
 COMMIT_AGAIN_SECONDS: Final = 1.0
 """How long a commit that failed is left alone before it is tried again."""
 WAIT_SECONDS: Final = 0.2
+SPARE_SECONDS: Final = 10.0
+"""A member of a group that rebalances in six seconds has its partitions by then."""
 logger = logging.getLogger(__name__)
 
 
@@ -54,8 +56,11 @@ class Membership:
         self._paused: set[int] = set()
         self._committed: dict[int, Offset] = {}
         self._commit_at = 0.0
+        self._joined_at: float | None = None
+        self._was_assigned = False
 
     def join(self) -> None:
+        self._joined_at = time.monotonic()
         self._consumer.subscribe(
             [self._topic],
             on_assign=self._on_assign,
@@ -69,7 +74,11 @@ class Membership:
         self._consumer.close()
 
     def is_member(self) -> bool:
-        return bool(self._consumer.memberid())
+        """Whether the group has given us partitions, or has had time to: a spare member gets
+        none. From any thread. (librdkafka's own `memberid` may block while a member joins.)"""
+        joined_at = self._joined_at
+        is_spare = joined_at is not None and time.monotonic() > joined_at + SPARE_SECONDS
+        return self._was_assigned or is_spare
 
     # records
 
@@ -171,6 +180,7 @@ class Membership:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         logger.info("assigned", extra=telemetry.fields(partitions=_numbers(partitions)))
+        self._was_assigned = True
         self._fresh.update(_numbers(partitions))
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -181,6 +191,7 @@ class Membership:
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # Somebody else may have gone on from our last commit: ours would take theirs back.
         logger.warning("lost", extra=telemetry.fields(partitions=_numbers(partitions)))
+        self._joined_at, self._was_assigned = time.monotonic(), False
         self._forget(partitions)
 
     def _forget(self, partitions: list[TopicPartition]) -> None:
