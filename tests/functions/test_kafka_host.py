@@ -1,0 +1,413 @@
+"""The Kafka host against a real Kafka: what is committed when, and what survives what."""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+import recording
+from leaderboard import events as ev
+from leaderboard.adapters.kafka_feed import KafkaFeed
+from leaderboard.errors import Refusal, RefusedError, TransientError
+from leaderboard.hosts.kafka import Batch, Refused, ReplayError
+from leaderboard.model import Offset
+from recording import Log, Recorder, Running, host_of, kafka_settings, running
+from running import wait_for
+
+SESSION_SECONDS = 6.0
+"""After so long without a sign the group takes the partitions of a member."""
+
+
+def failing(times: int, error: Exception) -> Any:
+    """Something to hang into a recorder: raises so often, then never again."""
+    left = iter(range(times))
+
+    def fail(batch: Batch) -> Sequence[Refused]:
+        if next(left, None) is not None:
+            raise error
+        return ()
+
+    return fail
+
+
+def test_a_batch_is_committed_when_it_is_settled_and_not_before(kafka: str) -> None:
+    log, recorder, settled = Log(kafka), Recorder(), threading.Event()
+    recorder.on_settle = lambda batch: wait_for(settled.is_set, 10)
+    log.send(5)
+    with running(log, recorder):
+        wait_for(lambda: len(recorder.tried) == 1, 10)
+        time.sleep(0.3)
+        assert log.committed() in (None, 0)
+        settled.set()
+        wait_for(lambda: log.committed() == 5, 10)
+    assert recorder.offsets() == [0, 1, 2, 3, 4]
+
+
+class Sink:
+    """Dead letters on their way to Kafka, which is away for the first `failures` calls."""
+
+    def __init__(self, log: Log, failures: int = 0) -> None:
+        self.calls = 0
+        self.committed: list[int | None] = []
+        self._log = log
+        self._failures = failures
+        self._feed = KafkaFeed(kafka_settings(log.servers))
+
+    def send(self, records: Iterable[ev.Record]) -> None:
+        self.calls += 1
+        self.committed.append(self._log.committed())
+        if self.calls <= self._failures:
+            raise TransientError("Kafka takes no dead letters")
+        self._feed.send(records)
+
+
+def test_a_refused_event_is_a_dead_letter_whole_before_it_is_committed(kafka: str) -> None:
+    log, recorder = Log(kafka), Recorder()
+    refusal = RefusedError(Refusal.SCORE_OUT_OF_RANGE, "beyond ±2^53")
+    recorder.on_handle = lambda batch: [Refused(Offset(2), refusal)]
+    bad = ev.Record(
+        "any", b"t1", b"\xff not JSON", (("ce_id", b"x"), ("mine", None), ("mine", b""))
+    )
+    log.send_record(recording.sound(0))
+    log.send_record(bad)
+    log.send_record(recording.sound(2))
+    sink = Sink(log, failures=2)
+    with running(log, recorder, sink):
+        wait_for(lambda: log.committed() == 3, 20)
+    assert sink.calls == 3
+    assert all(offset in (None, 0) for offset in sink.committed)
+    unreadable, refused = log.dead_letters(2)
+    assert (unreadable.key(), unreadable.value()) == (bad.key, bad.value)
+    headers = unreadable.headers()
+    assert headers[: len(bad.headers)] == list(bad.headers)
+    told = dict(headers[len(bad.headers) :])
+    assert told.keys() == {
+        f"dlq_{name}" for name in ("reason", "detail", "topic", "partition", "offset", "at")
+    }
+    assert (told["dlq_topic"], told["dlq_partition"]) == (log.topic.encode(), b"0")
+    assert (told["dlq_reason"], told["dlq_offset"]) == (b"schema", b"1")
+    told = dict(refused.headers())
+    assert (told["dlq_reason"], told["dlq_offset"]) == (b"score_out_of_range", b"2")
+    assert told["dlq_detail"].decode() == "beyond ±2^53"
+    assert refused.value() == recording.sound(2).value
+
+
+def test_a_dead_letter_is_not_sent_again_while_its_batch_is_retried(kafka: str) -> None:
+    log, recorder = Log(kafka), Recorder()
+    recorder.on_settle = failing(2, TransientError("away"))
+    log.send_record(ev.Record("any", b"t1", None))
+    sink = Sink(log)
+    with running(log, recorder, sink):
+        wait_for(lambda: log.committed() == 1, 10)
+    assert sink.calls == 1
+
+
+def test_what_may_work_later_is_retried_in_order_without_leaving_the_group(kafka: str) -> None:
+    log, recorder = Log(kafka), Recorder()
+    until = time.monotonic() + SESSION_SECONDS + 1.5
+
+    def away(batch: Batch) -> Sequence[Refused]:
+        if time.monotonic() < until:
+            raise TransientError("away")
+        return ()
+
+    recorder.on_handle = away
+    log.send(3)
+    with running(log, recorder, batch_size=3):
+        wait_for(lambda: len(recorder.tried) > 2, 10)
+        log.send(7)
+        wait_for(lambda: len(recorder.handled) == 10, 20)
+        wait_for(lambda: log.committed() == 10, 5)
+        assert recorder.revocations == []
+    assert recorder.offsets() == list(range(10))
+    assert len(recorder.assignments) == 1
+    first = [tried for tried in recorder.tried if tried[0] == 0]
+    assert all(tried == first[0] for tried in first)
+
+
+def test_a_host_that_is_stopped_while_it_retries_commits_nothing_of_the_batch(kafka: str) -> None:
+    log, recorder = Log(kafka), Recorder()
+    recorder.on_handle = failing(1_000, TransientError("away"))
+    log.send(4)
+    with running(log, recorder):
+        wait_for(lambda: len(recorder.tried) > 3, 10)
+        stopped_at = time.monotonic()
+    assert time.monotonic() - stopped_at < 5
+    assert log.committed() in (None, 0)
+    after = Recorder()
+    with running(log, after):
+        wait_for(lambda: after.offsets() == [0, 1, 2, 3], 10)
+
+
+def test_a_bug_ends_the_process_and_leaves_its_batch_uncommitted(kafka: str) -> None:
+    log, recorder = Log(kafka), Recorder()
+    log.send(2)
+    one = Running(host_of(log, recorder, batch_size=2))
+    wait_for(lambda: log.committed() == 2, 10)
+    recorder.on_handle = failing(1, ZeroDivisionError("a bug"))
+    log.send(2)
+    one.join()
+    assert isinstance(one.error, ZeroDivisionError)
+    assert log.committed() == 2
+    after = Recorder()
+    with running(log, after):
+        wait_for(lambda: after.offsets() == [2, 3], 10)
+
+
+@pytest.mark.parametrize("back_to", [None, 0, 4, 900])
+def test_a_handler_that_wants_to_read_again_gets_everything_in_order(
+    kafka: str, back_to: int | None
+) -> None:
+    log, recorder = Log(kafka), Recorder()
+    log.send(10)
+
+    def again(batch: Batch) -> Sequence[Refused]:
+        if batch.entries[0].offset >= 7 and not replayed.is_set():
+            replayed.set()
+            raise ReplayError(None if back_to is None else Offset(back_to))
+        return ()
+
+    replayed = threading.Event()
+    recorder.on_handle = again
+    with running(log, recorder, batch_size=3):
+        wait_for(lambda: recorder.offsets()[-1:] == [9] and replayed.is_set(), 10)
+        log.send(5)
+        wait_for(lambda: log.committed() == 15, 10)
+    offsets = recorder.offsets()
+    cut = (
+        next(i for i, (one, other) in enumerate(pairwise(offsets), 1) if other != one + 1)
+        if (back_to is None or back_to < 7)
+        else len(offsets)
+    )
+    assert offsets[:cut] == list(range(offsets[cut - 1] + 1))
+    assert offsets[cut:] == (list(range(back_to or 0, 15)) if cut < len(offsets) else [])
+
+
+def test_reading_again_is_possible_right_after_assignment_and_committed_first(kafka: str) -> None:
+    log, before = Log(kafka), Recorder()
+    log.send(8)
+    with running(log, before):
+        wait_for(lambda: log.committed() == 8, 10)
+    log.send(1)
+    recorder = Recorder()
+    committed: list[int | None] = []
+
+    def again(batch: Batch) -> Sequence[Refused]:
+        if len(recorder.tried) == 1:
+            raise ReplayError(Offset(3))
+        committed.append(log.committed())
+        return ()
+
+    recorder.on_handle = again
+    with running(log, recorder):
+        wait_for(lambda: recorder.offsets() == [3, 4, 5, 6, 7, 8], 10)
+    assert recorder.tried[0] == [8]
+    assert committed[0] == 3
+
+
+@pytest.mark.parametrize(("start", "reads"), [(2, [2, 3, 4]), (5, []), (77, [])])
+def test_a_handler_may_start_before_the_group_and_never_after_it(
+    kafka: str, start: int, reads: list[int]
+) -> None:
+    log, before = Log(kafka), Recorder()
+    log.send(5)
+    with running(log, before):
+        wait_for(lambda: log.committed() == 5, 10)
+    recorder = Recorder()
+    recorder.start_at = {0: start}
+    with running(log, recorder):
+        wait_for(lambda: len(recorder.assignments) == 1, 10)
+        assert recorder.assignments[0].committed == 5
+        wait_for(lambda: recorder.offsets() == reads, 10)
+        log.send(1)
+        wait_for(lambda: recorder.offsets() == [*reads, 5], 10)
+        wait_for(lambda: log.committed() == 6, 5)
+
+
+def test_a_child_told_to_end_finishes_its_batch_commits_and_leaves(kafka: str) -> None:
+    log = Log(kafka)
+    log.send(3)
+    argv = [sys.executable, str(Path(recording.__file__)), kafka, log.topic, log.group, "0.7"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline().startswith("handling")
+        child.send_signal(signal.SIGTERM)
+        told = child.stdout.read()
+        assert child.wait(20) == 0
+    done = int(told.split()[1])
+    assert told.split() == ["handled", str(done), "left"]
+    assert log.committed() == done >= 1
+
+
+def test_partitions_that_move_lose_no_record_and_keep_their_order(kafka: str) -> None:
+    log, sent = Log(kafka, partitions=6), 0
+    recorders = [Recorder(), Recorder(), Recorder()]
+    for recorder in recorders:
+        recorder.on_handle = lambda batch: time.sleep(0.002) or ()
+    done = threading.Event()
+
+    def play() -> None:
+        nonlocal sent
+        while not done.is_set():
+            log.send_record(recording.sound(sent), sent % log.partitions, flush=False)
+            sent += 1
+            time.sleep(0.001)
+
+    player = threading.Thread(target=play)
+    player.start()
+    try:
+        with running(log, recorders[0], batch_size=20):
+            wait_for(lambda: len(recorders[0].handled) > 200, 10)
+            with running(log, recorders[1], batch_size=20):
+                wait_for(lambda: len(recorders[1].handled) > 200, 20)
+                check_nothing_is_committed_unhandled(log, recorders)
+                with running(log, recorders[2], batch_size=20):
+                    wait_for(lambda: len(recorders[2].handled) > 200, 20)
+                    check_nothing_is_committed_unhandled(log, recorders)
+            kept = len(recorders[0].handled)
+            wait_for(lambda: len(recorders[0].handled) > kept + 500, 20)
+            done.set()
+            player.join()
+            log.send(1)
+            handled = lambda: sum(len(recorder.handled) for recorder in recorders)  # noqa: E731
+            wait_for(lambda: handled() >= sent + 1, 20)
+    finally:
+        done.set()
+        player.join()
+    # Handed over in peace: each record once, each partition's in order of time as of offset.
+    for partition in range(log.partitions):
+        merged = sorted((at, o) for r in recorders for p, o, at in r.handled if p == partition)
+        offsets = [offset for _, offset in merged]
+        assert offsets == list(range(len(offsets)))
+        assert log.committed(partition) == len(offsets)
+    assert sum(len(recorder.handled) for recorder in recorders) == sent + 1
+    assert sum(len(recorder.revocations) for recorder in recorders[:1]) >= 3, "nothing moved"
+
+
+def check_nothing_is_committed_unhandled(log: Log, recorders: Sequence[Recorder]) -> None:
+    for partition in range(log.partitions):
+        committed = log.committed(partition) or 0
+        handled = {o for recorder in recorders for o in recorder.offsets(partition)}
+        assert handled >= set(range(committed))
+
+
+def test_a_batch_that_is_being_retried_is_given_up_when_its_partition_moves(kafka: str) -> None:
+    """Also when the partition comes back within one and the same back-off, or the next."""
+    log, first, second = Log(kafka, partitions=2), Recorder(), Recorder()
+    is_away = threading.Event()
+    is_away.set()
+
+    def away(batch: Batch) -> Sequence[Refused]:
+        if is_away.is_set():
+            raise TransientError("away")
+        return ()
+
+    first.on_handle = away
+    with running(log, first):
+        wait_for(lambda: len(first.assignments) == 2, 10)
+        for partition in (0, 1):
+            log.send(3, partition)
+        wait_for(lambda: len(first.tried) > 2, 10)
+        with running(log, second):
+            wait_for(lambda: len(second.handled) == 3, 20)
+        wait_for(lambda: len(first.assignments) == 3 or not is_away.clear(), 20)  # type: ignore[func-returns-value]
+        wait_for(lambda: log.committed(0) == log.committed(1) == 3, 20)
+        log.send(1, 0)
+        log.send(1, 1)
+        wait_for(lambda: len(first.handled) + len(second.handled) == 8, 20)
+    for partition in (0, 1):
+        assert sorted(first.offsets(partition) + second.offsets(partition)) == [0, 1, 2, 3]
+
+
+def test_a_partition_that_nobody_writes_to_has_no_lag(kafka: str) -> None:
+    log, recorder = Log(kafka, partitions=3), Recorder()
+    log.send(2, 1)
+    with running(log, recorder):
+        wait_for(lambda: [log.committed(p) for p in range(3)] == [0, 2, 0], 10)
+
+
+class Unwilling:
+    """A consumer whose first commits fail."""
+
+    def __init__(self, consumer: Any, failures: int) -> None:
+        self._consumer = consumer
+        self.left = failures
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer, name)
+
+    def commit(self, **arguments: Any) -> Any:
+        if self.left > 0:
+            self.left -= 1
+            raise KafkaException(KafkaError(KafkaError.REBALANCE_IN_PROGRESS))
+        return self._consumer.commit(**arguments)
+
+
+def test_a_commit_that_failed_is_made_good_without_a_new_record(kafka: str) -> None:
+    log, recorder = Log(kafka), Recorder()
+    log.send(3)
+    host = host_of(log, recorder)
+    group: Any = host._group
+    unwilling = Unwilling(group._consumer, failures=2)
+    group._consumer = unwilling
+    one = Running(host)
+    try:
+        wait_for(lambda: log.committed() == 3, 15)
+    finally:
+        one.stop()
+    assert (unwilling.left, one.error) == (0, None)
+
+
+def test_no_batch_is_larger_than_was_asked_for(kafka: str) -> None:
+    log, recorder = Log(kafka, partitions=2), Recorder()
+    for partition in (0, 1):
+        log.send(500, partition)
+    recorder.on_handle = failing(2, TransientError("away"))
+    with running(log, recorder, batch_size=40):
+        wait_for(lambda: len(recorder.handled) == 1000, 20)
+    sizes = [len(tried) for tried in recorder.tried]
+    assert max(sizes) == 40
+    for partition in (0, 1):
+        assert recorder.offsets(partition) == list(range(500))
+
+
+def test_a_single_record_in_a_quiet_topic_is_handled_within_50_ms(
+    kafka: str, record_property: Any
+) -> None:
+    log, recorder = Log(kafka), Recorder()
+    sent: list[float] = []
+    with running(log, recorder):
+        log.send(1)
+        wait_for(lambda: len(recorder.handled) == 1, 10)
+        time.sleep(1.5)
+        quiet: list[float] = []
+        for n in range(5):
+            at = time.monotonic()
+            log.send_record(recording.sound(0))
+            wait_for(lambda n=n: len(recorder.handled) == 2 + n, 5)  # type: ignore[misc]
+            quiet.append(recorder.handled[-1][2] - at)
+            time.sleep(0.6)
+        for _ in range(200):
+            sent.append(time.monotonic())
+            log.send_record(recording.sound(0), flush=False)
+            time.sleep(0.02)
+        wait_for(lambda: len(recorder.handled) == 206, 5)
+    took = [at - began for (_, _, at), began in zip(recorder.handled[6:], sent, strict=True)]
+    p99 = statistics.quantiles(took, n=100)[98]
+    record_property("quiet_ms", round(1000 * statistics.median(quiet), 1))
+    record_property("p50_ms", round(1000 * statistics.median(took), 1))
+    record_property("p99_ms", round(1000 * p99, 1))
+    print(f"quiet {[round(1000 * q, 1) for q in quiet]}, p50 {statistics.median(took)}, p99 {p99}")
+    assert statistics.median(quiet) < 0.050
+    assert statistics.median(took) < 0.050

@@ -1,0 +1,227 @@
+"""The real Kafka host with a handler that writes down what it is given, and topics of its own.
+
+As a program (`python recording.py <servers> <topic> <group> <seconds>`) it takes that many seconds
+for each batch and prints what it does, to be told to end from outside.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from leaderboard import events as ev
+from leaderboard.adapters.kafka_feed import KafkaFeed
+from leaderboard.codec import decode_kafka, encode_kafka
+from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, RecordSink, Refused
+from leaderboard.model import Offset
+from leaderboard.settings import ConsumerSettings, KafkaSettings, load
+from leaderboard.stack.process import LOOPBACK, free_port
+
+HELD_SECONDS = 20.0
+
+
+def kafka_settings(servers: str) -> KafkaSettings:
+    return load(KafkaSettings, {"KAFKA_BOOTSTRAP_SERVERS": servers})
+
+
+class Log:
+    """A topic made for one test, with its dead letters, and a group that reads it."""
+
+    def __init__(self, servers: str, partitions: int = 1) -> None:
+        self.servers = servers
+        self.topic = f"wagers-{uuid.uuid4().hex[:12]}"
+        self.group = f"group-{uuid.uuid4().hex[:12]}"
+        self.partitions = partitions
+        self._producer = Producer({"bootstrap.servers": servers, "linger.ms": 0})
+        admin = AdminClient({"bootstrap.servers": servers})
+        topics = [
+            NewTopic(self.topic, partitions, 1),
+            NewTopic(ev.dead_letter_topic(self.topic), 1, 1),
+        ]
+        for made in admin.create_topics(topics).values():
+            made.result(30)
+
+    def send(self, count: int, partition: int = 0) -> None:
+        """So many sound events, acknowledged."""
+        for number in range(count):
+            self.send_record(sound(number), partition, flush=False)
+        assert self._producer.flush(30) == 0
+
+    def send_record(self, record: ev.Record, partition: int = 0, *, flush: bool = True) -> None:
+        self._producer.produce(
+            self.topic,
+            value=record.value,
+            key=record.key,
+            headers=list(record.headers),
+            partition=partition,
+        )
+        self._producer.poll(0)
+        if flush:
+            assert self._producer.flush(30) == 0
+
+    def committed(self, partition: int = 0) -> int | None:
+        """Where the group stands, as Kafka says."""
+        asks = Consumer({"bootstrap.servers": self.servers, "group.id": self.group})
+        try:
+            offset = asks.committed([TopicPartition(self.topic, partition)], timeout=10)[0].offset
+        finally:
+            asks.close()
+        return offset if offset >= 0 else None
+
+    def dead_letters(self, count: int) -> list[Any]:
+        """The first `count` of them; fails when there are fewer."""
+        reads = Consumer({"bootstrap.servers": self.servers, "group.id": "reads-only"})
+        reads.assign([TopicPartition(ev.dead_letter_topic(self.topic), 0, 0)])
+        found: list[Any] = []
+        try:
+            until = time.monotonic() + 10
+            while len(found) < count and time.monotonic() < until:
+                message = reads.poll(0.2)
+                if message is not None and message.error() is None:
+                    found.append(message)
+        finally:
+            reads.close()
+        assert len(found) == count
+        return found
+
+
+def sound(number: int) -> ev.Record:
+    """A wager that any handler may read."""
+    data = ev.ScoreSubmitted(tournament_id="t1", player_id="alice", score=number)
+    return encode_kafka(ev.Event(f"e{number}", "/tests", 1_760_000_000_000, data), ev.WAGERS)
+
+
+class Recorder:
+    """A handler that keeps what happened, in order, and does what a test hangs into it."""
+
+    def __init__(self) -> None:
+        self.handled: list[tuple[int, int, float]] = []
+        """Partition, offset and time of each event, once its batch was settled."""
+        self.tried: list[list[int]] = []
+        self.assignments: list[Assignment] = []
+        self.revocations: list[int] = []
+        self.owned: set[int] = set()
+        self.start_at: dict[int, int] = {}
+        self.on_handle: Callable[[Batch], Sequence[Refused]] = lambda batch: ()
+        self.on_settle: Callable[[Batch], None] = lambda batch: None
+        self.seconds_to_tick = 1.0
+
+    def assigned(self, assignment: Assignment) -> Offset | None:
+        self.assignments.append(assignment)
+        self.owned.add(assignment.partition)
+        start = self.start_at.pop(assignment.partition, None)
+        return None if start is None else Offset(start)
+
+    def revoked(self, partition: int) -> None:
+        self.revocations.append(partition)
+        self.owned.discard(partition)
+
+    def handle(self, batch: Batch) -> Sequence[Refused]:
+        assert batch.partition in self.owned, "handled a partition that is not ours"
+        self.tried.append([entry.offset for entry in batch.entries])
+        return self.on_handle(batch)
+
+    def settle(self, batch: Batch) -> None:
+        self.on_settle(batch)
+        now = time.monotonic()
+        self.handled += [(batch.partition, entry.offset, now) for entry in batch.entries]
+
+    def safe(self, partition: int, next_offset: Offset) -> Offset:
+        return next_offset
+
+    def tick(self) -> float:
+        return self.seconds_to_tick
+
+    def offsets(self, partition: int = 0) -> list[int]:
+        return [offset for where, offset, _ in self.handled if where == partition]
+
+
+class RecordingHost(KafkaHost):
+    """Reads topics of any name as `wagers`."""
+
+    def decode(self, record: ev.Record) -> ev.Event:
+        return decode_kafka(record._replace(topic=ev.WAGERS))
+
+
+def host_of(
+    log: Log, recorder: Recorder, dead_letters: RecordSink | None = None, batch_size: int = 100
+) -> RecordingHost:
+    kafka = kafka_settings(log.servers)
+    settings = load(
+        ConsumerSettings,
+        {
+            "KAFKA_GROUP_ID": log.group,
+            "HOST": LOOPBACK,
+            "PORT": str(free_port()),
+            "BATCH_SIZE": str(batch_size),
+        },
+    )
+    sink = KafkaFeed(kafka) if dead_letters is None else dead_letters
+    return RecordingHost("recording", log.topic, lambda: recorder, sink, kafka, settings, {})
+
+
+class Running:
+    """A host in a thread of its own; `error` is what ended it, if it was not told to."""
+
+    def __init__(self, host: KafkaHost) -> None:
+        self.error: BaseException | None = None
+        self._host = host
+        self._thread = threading.Thread(target=self._run, name="host")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._host.run()
+        except BaseException as error:  # noqa: BLE001 - a test asks what it was
+            self.error = error
+
+    def stop(self) -> None:
+        self._host.stop()
+        self.join()
+
+    def join(self) -> None:
+        self._thread.join(HELD_SECONDS)
+        assert not self._thread.is_alive(), "the host does not end"
+
+
+@contextmanager
+def running(
+    log: Log, recorder: Recorder, dead_letters: RecordSink | None = None, batch_size: int = 100
+) -> Iterator[Running]:
+    """A host that works until the block ends; fails if a bug has ended it before."""
+    one = Running(host_of(log, recorder, dead_letters, batch_size))
+    try:
+        yield one
+    finally:
+        one.stop()
+    if one.error is not None:
+        raise one.error
+
+
+def main(servers: str, topic: str, group: str, seconds: float) -> None:
+    recorder = Recorder()
+
+    def slowly(batch: Batch) -> Sequence[Refused]:
+        print("handling", len(batch.entries), flush=True)
+        # Not one long sleep: a signal's handler runs between two steps of Python.
+        time.sleep(seconds)
+        print("handled", batch.next_offset, flush=True)
+        return ()
+
+    recorder.on_handle = slowly
+    log = Log.__new__(Log)
+    log.servers, log.topic, log.group = servers, topic, group
+    host_of(log, recorder).run()
+    print("left", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4]))
