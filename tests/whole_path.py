@@ -185,6 +185,8 @@ class Path:
                 "group.id": unique("tests"),
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
+                # Each partition would wait behind the long poll of the one before.
+                "fetch.wait.max.ms": 10,
             }
         )
         try:

@@ -418,3 +418,14 @@ def test_what_the_producer_said_beyond_the_contract_is_kept_in_the_log(
     (kept,) = path.consumed(ev.WAGERS, lambda r: r.key == key and r.offset == offset)
     assert json.loads(kept.value or b"") == data
     assert header(kept, "ce_unknownattribute") == "kept as it is"
+
+
+def test_who_sends_too_much_over_http_gets_the_answer_and_may_go_on_at_once(
+    path: Path, open_cup: str
+) -> None:
+    """Not a broken connection: neither for this request nor for the next one on it."""
+    huge = over_http(record(open_cup, padded(open_cup, 2 * 1024 * 1024)))
+    headers, body = encode_http(wager(open_cup, "bob", 1))
+    for _ in range(5):
+        assert_problem(post(path, *huge), 413, Refusal.TOO_LARGE)
+        assert post(path, headers, body).status_code == 202

@@ -8,6 +8,7 @@ own `cloud_event` signature echoes bodies in errors, refuses GET and knows no bo
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -20,7 +21,7 @@ from typing import Any, Final
 from flask import Request, Response
 from pydantic import BaseModel, ValidationError
 from werkzeug.datastructures import Headers
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed
 from werkzeug.routing import BaseConverter, Map, Rule
 
 from leaderboard import telemetry
@@ -36,6 +37,8 @@ from leaderboard.errors import (
 from leaderboard.ports import Caller, Tokens
 
 MAX_BODY_BYTES: Final = 64 * 1024
+DISCARDED_BYTES: Final = 4 * 1024 * 1024
+"""Read and thrown away of a body that is too large, so that its sender gets the answer."""
 PROBLEM_TYPE: Final = "application/problem+json"
 _ALLOWED_HEADERS: Final = "authorization, content-type, idempotency-key, if-none-match"
 logger = logging.getLogger(__name__)
@@ -329,14 +332,26 @@ def _problem_of(error: LeaderboardError) -> Response:
 
 
 def _body_of(request: Request, limit: int) -> bytes:
-    if (request.content_length or 0) > limit:
-        raise RefusedError(Refusal.TOO_LARGE, f"a body has {limit} bytes at most")
     raw = bytearray()
-    while len(raw) <= limit and (part := request.stream.read(limit + 1 - len(raw))):
-        raw += part  # a chunked body comes in pieces, and its length is told nowhere
-    if len(raw) > limit:
-        raise RefusedError(Refusal.TOO_LARGE, f"a body has {limit} bytes at most")
-    return bytes(raw)
+    if (request.content_length or 0) <= limit:
+        while len(raw) <= limit and (part := request.stream.read(limit + 1 - len(raw))):
+            raw += part  # a chunked body comes in pieces, and its length is told nowhere
+        if len(raw) <= limit:
+            return bytes(raw)
+    _discard(request)
+    raise RefusedError(Refusal.TOO_LARGE, f"a body has {limit} bytes at most")
+
+
+def _discard(request: Request) -> None:
+    """Read what is left of a body, within reason.
+
+    The server closes a connection on which much is unread, and a closed one may lose our answer."""
+    left = DISCARDED_BYTES
+    if (request.content_length or 0) > left:
+        return
+    with contextlib.suppress(ClientDisconnected):
+        while left > 0 and (part := request.stream.read(min(left, MAX_BODY_BYTES))):
+            left -= len(part)
 
 
 def _validated(model: type[BaseModel] | None, values: Mapping[str, str], what: str) -> Any:
