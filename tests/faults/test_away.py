@@ -126,7 +126,8 @@ def test_what_was_refused_by_a_call_that_timed_out_is_buried_all_the_same(path: 
     tournament_id, entries = begun(path, "refused")
     most = 2**53 - 1
     with hanging(path, "PID_REDIS"):
-        entries += path.publish([wager(tournament_id, "whale", most) for _ in range(2)])
+        whales = [wager(tournament_id, "whale", most) for _ in range(2)]
+        entries += path.publish([*whales, wager(tournament_id, "p1", 5)])
         wait_for(lambda: is_away(path, ON_WAGER, "redis"), NOTICED_SECONDS)
         time.sleep(6)
     wait_for(lambda: is_ready(path, ON_WAGER), BACK_SECONDS)
@@ -134,7 +135,7 @@ def test_what_was_refused_by_a_call_that_timed_out_is_buried_all_the_same(path: 
     wait_for(lambda: bool(path.dead_letters(tournament_id)), BACK_SECONDS)
     (dead,) = path.dead_letters(tournament_id)
     assert header(dead, "dlq_reason") == "score_out_of_range"
-    assert header(dead, "dlq_offset") == str(entries[-1].offset)
+    assert header(dead, "dlq_offset") == str(entries[-2].offset)
 
 
 def test_frames_wait_for_a_gateway_that_hangs_and_the_last_one_arrives(path: Path) -> None:

@@ -352,12 +352,12 @@ def _put(stage: Stage, name: str, starts_ms: int, ends_ms: int, logged_at_ms: in
 
 
 def test_timer_writes_what_is_due_once(stage: Stage) -> None:
-    hour = 3_600_000
+    hour, now_ms = 3_600_000, int(time.time() * 1000)
     for name, starts, ends in [
-        ("later", NOW_MS + hour, NOW_MS + 2 * hour),
-        ("runs", NOW_MS - hour, NOW_MS + hour),
-        ("over", NOW_MS - hour, NOW_MS - 61_000),
-        ("grace", NOW_MS - hour, NOW_MS - 1000),
+        ("later", now_ms + hour, now_ms + 2 * hour),
+        ("runs", now_ms - hour, now_ms + hour),
+        ("over", now_ms - hour, now_ms - 61_000),
+        ("grace", now_ms - hour, now_ms - 1000),
     ]:
         _put(stage, name, starts, ends, starts)
     stage.keeper.is_away = True
