@@ -25,6 +25,8 @@ from leaderboard.settings import ConsumerSettings, KafkaSettings
 COMMIT_SECONDS: Final = 0.05
 COMMIT_AGAIN_SECONDS: Final = 1.0
 """How long a commit that failed is left alone before it is tried again."""
+ANSWER_SECONDS: Final = 10.0
+"""One commit is under way at a time: in a rebalance they would pile up, to fail all at once."""
 WAIT_SECONDS: Final = 0.2
 SPARE_SECONDS: Final = 10.0
 """A member of a group that rebalances in six seconds has its partitions by then."""
@@ -55,7 +57,9 @@ class Membership:
         self._inbox: dict[int, list[Message]] = {}
         self._paused: set[int] = set()
         self._committed: dict[int, Offset] = {}
+        self._sent_at = 0.0
         self._commit_at = 0.0
+        """When the next commit may be made."""
         self._joined_at: float | None = None
         self._was_assigned = False
 
@@ -208,8 +212,8 @@ class Membership:
     def commit(self, *, now: bool = False, only: Iterable[int] | None = None) -> None:
         """Tell the group how far the owned partitions are done, where it does not know.
 
-        `now` waits for the answer; else the call is cheap, does nothing if the last one was just
-        made, and a failure is made good by a later call."""
+        `now` waits for the answer; else the call is cheap, does nothing while the last one was
+        just made or is not answered, and a failure is made good by a later call."""
         if not now and time.monotonic() < self._commit_at:
             return
         wanted: dict[int, Offset] = {}
@@ -219,7 +223,8 @@ class Membership:
                 wanted[partition] = safe
         if not wanted:
             return
-        self._commit_at = time.monotonic() + COMMIT_SECONDS
+        self._sent_at = time.monotonic()
+        self._commit_at = self._sent_at + ANSWER_SECONDS
         self._committed.update(wanted)
         places = [TopicPartition(self._topic, p, at) for p, at in wanted.items()]
         try:
@@ -245,6 +250,7 @@ class Membership:
         start would read again, which is harmless."""
         failed = [place for place in partitions if error is not None or place.error is not None]
         if not failed:
+            self._commit_at = self._sent_at + COMMIT_SECONDS
             return
         logger.warning(
             "commit failed",
