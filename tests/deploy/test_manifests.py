@@ -105,7 +105,8 @@ def test_every_function_has_its_manifests() -> None:
     (base,) = documents(ROOT / "keda/base/kustomization.yaml")
     assert set(base["resources"]) == KAFKA_FUNCTIONS.keys()
     (listed,) = documents(ROOT / "knative/kustomization.yaml")
-    assert set(listed["resources"]) == {f"{name}.yaml" for name in HTTP_FUNCTIONS}
+    services = {f"{name}.yaml" for name in HTTP_FUNCTIONS}
+    assert set(listed["resources"]) == services | {"eventing/tournament-timer.yaml"}
     files = {path.stem for path in (ROOT / "knative").glob("*.yaml")}
     assert files - {"kustomization"} == HTTP_FUNCTIONS.keys()
 
@@ -286,6 +287,16 @@ def test_http_functions_have_a_floor_and_a_ceiling(name: str) -> None:
     assert annotations["autoscaling.knative.dev/min-scale"] == str(FLOOR)
     assert annotations["autoscaling.knative.dev/max-scale"] == str(CEILING)
     assert settings_of(name)["THREADS"]["value"] == annotations["autoscaling.knative.dev/target"]
+
+
+def test_timer_sends_what_tournament_takes() -> None:
+    """A PingSource posts `dev.knative.sources.ping` to the root of its sink."""
+    (timer,) = documents(ROOT / "knative/eventing/tournament-timer.yaml")
+    sink = timer["spec"]["sink"]["ref"]
+    assert (sink["kind"], sink["name"]) == ("Service", "tournament")
+    with hosted("tournament") as one:
+        assert "dev.knative.sources.ping" in one.main.TIMER_TYPES
+        assert "post" in one.main.app.openapi()["paths"]["/"]
 
 
 MANIFESTS = [

@@ -408,6 +408,10 @@ def test_timer_tries_again_what_kafka_did_not_take(stage: Stage) -> None:
     assert [one.id for one in stage.written()] == ["runs/started"]
 
 
+def test_timer_of_knative_is_one(stage: Stage) -> None:
+    assert _tick(stage, **{"ce-type": "dev.knative.sources.ping"}) == 204
+
+
 def test_other_events_are_no_timer(stage: Stage) -> None:
     assert _tick(stage, **{"ce-type": "io.leaderboard.tournament.ended.v1"}) == 422
     assert stage.hosted.client.post("/", data=b"{}").status_code == 422
