@@ -65,6 +65,7 @@ class Path:
     def close(self) -> None:
         self.http.close()
         self._producer.flush(10)
+        del self._producer  # else it looks for its broker, and complains, until the run ends
 
     # tokens and HTTP
 
