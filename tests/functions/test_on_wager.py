@@ -1,0 +1,560 @@
+"""on-wager killed, cut off and robbed of its boards at every step: the end is always the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import redis
+
+import logs
+from hosting import Hosted, hosted
+from leaderboard.adapters import redis_board
+from leaderboard.adapters.memory_board import MemoryBoard
+from leaderboard.adapters.redis_board import RedisBoard
+from leaderboard.adapters.redis_client import connect
+from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.adapters.redis_progress import RedisProgress
+from leaderboard.errors import TransientError
+from leaderboard.fold import LogEntry
+from leaderboard.hosts.kafka import Assignment, Batch, ReplayError
+from leaderboard.model import Offset, PositionChange, TournamentId
+from leaderboard.ports import Board, Directory, Outgoing, Progress, Summary
+from logs import LOG, TOMBSTONE_KEY
+from ports import Countdown, Interrupted
+
+TOURNAMENTS = tuple(TournamentId(name) for name in ("t1", "t2", "t3"))
+REMEMBERED = 3
+"""So few applied ids that only the offsets can tell what was read before."""
+
+
+@pytest.fixture(scope="module")
+def on_wager() -> Iterator[Hosted]:
+    with hosted("on-wager") as one:
+        yield one
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    """A database of these tests' own, so that it may be emptied."""
+    found = connect(redis_url.rpartition("/")[0] + "/7")
+    assert isinstance(found, redis.Redis)
+    found.flushdb()
+    yield found
+    found.flushdb()
+    found.close()
+
+
+# --- the log, and what reads it ----------------------------------------------------------------
+
+
+def moved_to(tournament_id: str, entry: LogEntry, offset: int) -> LogEntry:
+    data = entry.event.data.model_copy(update={"tournament_id": tournament_id})
+    return LogEntry(Offset(offset), entry.logged_at_ms, entry.event._replace(data=data))
+
+
+def mixed_log(seed: int, length: int = 25) -> list[LogEntry]:
+    """Three tournaments in one partition, and events of none that exists."""
+    chance = random.Random(seed)
+    waiting = {t: list(logs.random_log(seed * 10 + i, length=length)) for i, t in
+               enumerate(TOURNAMENTS)}  # fmt: skip
+    mixed: list[LogEntry] = [logs.scored(0, "p1", 3, tournament_id="nobodys")]
+    offset = 0
+    while waiting:
+        offset += chance.choice((1, 1, 1, 3))
+        if chance.random() < 0.04:
+            mixed.append(logs.scored(offset, "p1", 3, tournament_id="nobodys"))
+            continue
+        tournament_id = chance.choice(list(waiting))
+        mixed.append(moved_to(tournament_id, waiting[tournament_id].pop(0), offset))
+        if not waiting[tournament_id]:
+            del waiting[tournament_id]
+    return mixed
+
+
+class MemoryProgress:
+    """`ports.Progress` in this process."""
+
+    def __init__(self) -> None:
+        self._stands: dict[tuple[str, int], Offset] = {}
+
+    def read(self, log_id: str, partition: int) -> Offset | None:
+        return self._stands.get((log_id, partition))
+
+    def advance(
+        self, log_id: str, partition: int, known: Offset | None, offset: Offset
+    ) -> Offset | None:
+        stood = self._stands.get((log_id, partition))
+        if (stood is None) <= (known is None) and (stood or 0) >= (known or 0):
+            self._stands[log_id, partition] = offset if stood is None else max(stood, offset)
+        return stood
+
+
+class MemoryDirectory:
+    """`ports.Directory` in this process."""
+
+    def __init__(self) -> None:
+        self._shown: dict[TournamentId, Summary] = {}
+
+    def put(self, summary: Summary) -> None:
+        shown = self._shown.get(summary.tournament_id)
+        if shown is None or shown.terms.revision <= summary.terms.revision:
+            self._shown[summary.tournament_id] = summary
+
+    def find(self, tournament_id: TournamentId) -> Summary | None:
+        return self._shown.get(tournament_id)
+
+    def all(self) -> Sequence[Summary]:
+        return sorted(self._shown.values(), key=lambda s: (s.terms.starts_at_ms, s.tournament_id))
+
+
+class TornFeed:
+    """`ports.Feed` whose position changes may be cut off between any two of them."""
+
+    def __init__(self) -> None:
+        self.changes: list[PositionChange] = []
+        self.countdown = Countdown(0)
+
+    def publish(self, outgoing: Sequence[Outgoing]) -> Mapping[int, Offset]:
+        raise AssertionError("on-wager publishes nothing else")
+
+    def publish_changes(self, changes: Sequence[PositionChange]) -> None:
+        for change in changes:
+            self.countdown.step()
+            self.changes.append(change)
+        self.countdown.step()
+
+
+@dataclass
+class Ports:
+    """What a process of on-wager leaves behind when it dies."""
+
+    board: Board
+    directory: Directory
+    progress: Progress
+    feed: TornFeed = field(default_factory=TornFeed)
+
+
+def memory_ports() -> Ports:
+    board = MemoryBoard(TOMBSTONE_KEY, REMEMBERED)
+    return Ports(board, MemoryDirectory(), MemoryProgress())
+
+
+def redis_ports(client: redis.Redis) -> Ports:
+    board = RedisBoard(client, TOMBSTONE_KEY, REMEMBERED)
+    return Ports(board, RedisDirectory(client), RedisProgress(client))
+
+
+@dataclass
+class Outcome:
+    """What anybody can see in the end."""
+
+    boards: dict[str, Any]
+    changes: list[PositionChange]
+    dead_letters: dict[int, str]
+    directory: Sequence[Summary]
+
+
+class Reader:
+    """What the Kafka host does for one partition, without Kafka."""
+
+    def __init__(self, entries: Sequence[LogEntry], make: Callable[[], Any], seed: int) -> None:
+        self.entries = entries
+        self.committed: Offset | None = None
+        self.dead_letters: dict[int, str] = {}
+        self.replays: list[int] = []
+        self._make = make
+        self._chance = random.Random(seed)
+        self.function: Any = None
+        self._position = Offset(0)
+
+    def restart(self) -> None:
+        """The process dies; the next one starts where the group stands."""
+        self.function = None
+
+    def is_done(self) -> bool:
+        last = self.entries[-1].offset
+        return self.function is not None and self.committed == last + 1
+
+    def step(self) -> None:
+        """Assignment, or one batch. Raises TransientError as the function does."""
+        if self.function is None:
+            function = self._make()
+            start = function.assigned(Assignment(0, LOG, self.committed, Offset(0), 1))
+            self._position = self.committed or Offset(0)
+            self.function = function
+            if start is not None:
+                self._replay(min(start, self._position))
+            return
+        size = self._chance.randint(1, 12)
+        entries = [one for one in self.entries if one.offset >= self._position][:size]
+        if not entries:
+            return
+        batch = Batch(0, LOG, entries, Offset(entries[-1].offset + 1))
+        try:
+            refused = self.function.handle(batch)
+            self.dead_letters |= {one.offset: one.error.reason.value for one in refused}
+            self.function.settle(batch)
+        except ReplayError as error:
+            self._replay(min(error.offset or Offset(0), entries[0].offset))
+            return
+        self._position = self.committed = batch.next_offset
+
+    def _replay(self, offset: int) -> None:
+        self.replays.append(offset)
+        self._position = self.committed = Offset(offset)
+
+    def run(self, *, survives: bool = False) -> None:
+        """To the log's end. A TransientError kills the process, or is retried if it `survives`."""
+        for _ in range(3000):
+            if self.is_done():
+                return
+            try:
+                self.step()
+            except TransientError:
+                if not survives:
+                    self.restart()
+        raise AssertionError("on-wager does not come to an end")
+
+
+def outcome(reader: Reader, ports: Ports) -> Outcome:
+    boards: dict[str, Any] = {t: ports.board.top(t, 1000) for t in TOURNAMENTS}
+    last: dict[str, int] = {}
+    changes = []
+    for change in ports.feed.changes:
+        # As every reader of position changes does.
+        if change.sequence > last.get(change.tournament_id, -1):
+            last[change.tournament_id] = change.sequence
+            changes.append(change)
+    changes.sort(key=lambda one: one.sequence)
+    return Outcome(boards, changes, reader.dead_letters, list(ports.directory.all()))
+
+
+def undisturbed(on_wager: Hosted, entries: Sequence[LogEntry]) -> Outcome:
+    ports = memory_ports()
+    reader = Reader(entries, maker(on_wager, ports), seed=0)
+    reader.run()
+    found = outcome(reader, ports)
+    assert len(found.changes) > 10
+    assert "unknown_tournament" in found.dead_letters.values()
+    assert len(found.directory) == len(TOURNAMENTS)
+    return found
+
+
+def maker(
+    on_wager: Hosted, ports: Ports, countdown: Countdown | None = None, of: type | None = None
+) -> Callable[[], Any]:
+    """Makes processes over the same ports, all cut off by the same countdown."""
+    steps = Countdown(0) if countdown is None else countdown
+    ports.feed.countdown = steps
+
+    def make() -> Any:
+        cut = (Interrupted(one, steps) for one in (ports.board, ports.directory, ports.progress))
+        return (of or on_wager.main.OnWager)(*cut, ports.feed)
+
+    return make
+
+
+def interrupted_at(
+    step: int, on_wager: Hosted, entries: Sequence[LogEntry], ports: Ports, **how: Any
+) -> tuple[bool, Outcome]:
+    """Whether the interruption bit, and how it ended."""
+    countdown = Countdown(step)
+    reader = Reader(entries, maker(on_wager, ports, countdown), seed=step)
+    reader.run(**how)
+    return countdown.bit, outcome(reader, ports)
+
+
+# --- crashes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("survives", [False, True], ids=["killed", "retried"])
+@pytest.mark.parametrize("seed", range(6))
+def test_interrupted_anywhere_it_ends_as_if_nothing_had_been(
+    on_wager: Hosted, seed: int, survives: bool
+) -> None:
+    entries = mixed_log(seed)
+    expected = undisturbed(on_wager, entries)
+    bitten = 0
+    for step in range(1, 10_000):
+        bit, found = interrupted_at(step, on_wager, entries, memory_ports(), survives=survives)
+        assert found == expected, f"interrupted at step {step}"
+        bitten += bit
+        if not bit:
+            break
+    assert bitten > 50
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_interrupted_anywhere_it_ends_the_same_on_redis(
+    on_wager: Hosted, client: redis.Redis, seed: int
+) -> None:
+    entries = mixed_log(seed)
+    expected = undisturbed(on_wager, entries)
+    for step in range(1, 10_000, 5):
+        client.flushdb()
+        bit, found = interrupted_at(step, on_wager, entries, redis_ports(client))
+        assert found == expected, f"interrupted at step {step}"
+        if not bit:
+            break
+    assert step > 50
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_owners_at_once_do_no_harm(on_wager: Hosted, seed: int) -> None:
+    entries = mixed_log(seed)
+    expected = undisturbed(on_wager, entries)
+    ports, chance = memory_ports(), random.Random(seed)
+    readers = [Reader(entries, maker(on_wager, ports), seed=seed + i) for i in (0, 100)]
+    while not all(reader.is_done() for reader in readers):
+        chance.choice(readers).step()
+    found = outcome(readers[0], ports)
+    found.dead_letters |= readers[1].dead_letters
+    assert found == expected
+
+
+# --- lost boards -------------------------------------------------------------------------------
+
+
+class Struck:
+    """Does something to the store before the n-th call of any port."""
+
+    def __init__(self, at: int, strike: Callable[[], object]) -> None:
+        self.left = at
+        self.bit = False
+        self._strike = strike
+
+    def step(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.bit = True
+            self._strike()
+
+
+def check_replayed(found: Outcome, expected: Outcome) -> None:
+    """Equal, but that an event may have been refused while its board was away for a moment."""
+    assert found.boards == expected.boards
+    assert found.changes == expected.changes
+    assert found.directory == expected.directory
+    assert found.dead_letters.items() >= expected.dead_letters.items()
+    surplus = found.dead_letters.keys() - expected.dead_letters.keys()
+    assert {found.dead_letters[offset] for offset in surplus} <= {"unknown_tournament"}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_emptied_at_any_moment_while_it_runs_the_boards_come_back(
+    on_wager: Hosted, client: redis.Redis, seed: int
+) -> None:
+    entries = mixed_log(seed)
+    expected = undisturbed(on_wager, entries)
+    bitten = 0
+    for at in range(1, 10_000, 7):
+        client.flushdb()
+        ports = redis_ports(client)
+        struck: Any = Struck(at, client.flushdb)
+        reader = Reader(entries, maker(on_wager, ports), seed=at)
+        reader.step()
+        reader.step()
+        # From the second batch on: before it there is no witness that could be missed.
+        reader._make = maker(on_wager, ports, struck)
+        reader.restart()
+        reader.run()
+        # A loss after the last batch is found at the next start.
+        reader.restart()
+        reader.run()
+        assert min(reader.replays, default=0) == 0
+        check_replayed(outcome(reader, ports), expected)
+        bitten += bool(reader.replays)
+        if not struck.bit:
+            break
+    assert bitten > 5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_emptied_while_nobody_runs_the_boards_come_back(
+    on_wager: Hosted, client: redis.Redis, seed: int
+) -> None:
+    entries = mixed_log(seed)
+    expected = undisturbed(on_wager, entries)
+    ports = redis_ports(client)
+    reader = Reader(entries, maker(on_wager, ports), seed=seed)
+    for _ in range(4):
+        reader.step()
+    client.flushdb()
+    reader.restart()
+    reader.run()
+    assert reader.replays == [0]
+    found = outcome(reader, ports)
+    assert found == expected
+
+
+def snapshot(client: redis.Redis) -> dict[bytes, Any]:
+    keys: Any = client.keys("*")
+    return {key: client.dump(key) for key in keys}
+
+
+def restore(client: redis.Redis, kept: Mapping[bytes, Any]) -> None:
+    client.flushdb()
+    for key, value in kept.items():
+        client.restore(key, 0, value)
+
+
+def run_with_lost_tail(
+    on_wager: Hosted,
+    client: redis.Redis,
+    entries: Sequence[LogEntry],
+    taken_at: int,
+    lost_at: int,
+    of: type | None = None,
+) -> tuple[Reader, Ports, bool]:
+    """Between two calls the store falls back to what it held some calls before."""
+    client.flushdb()
+    ports = redis_ports(client)
+    kept: dict[bytes, Any] = {}
+    takes = Struck(taken_at, lambda: kept.update(snapshot(client)))
+    loses = Struck(lost_at, lambda: restore(client, kept))
+
+    class Both:
+        def step(self) -> None:
+            takes.step()
+            loses.step()
+
+    both: Any = Both()
+    reader = Reader(entries, maker(on_wager, ports, both, of), seed=taken_at)
+    reader.run()
+    reader.restart()
+    reader.run()
+    return reader, ports, loses.bit
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_the_store_lost_at_its_end_is_read_again(
+    on_wager: Hosted, client: redis.Redis, seed: int
+) -> None:
+    """Wherever the cut falls, also between two boards of one batch."""
+    entries = mixed_log(seed)
+    expected = undisturbed(on_wager, entries)
+    chance = random.Random(seed)
+    replays = 0
+    for _ in range(25):
+        taken_at = chance.randint(40, 120)
+        lost_at = taken_at + chance.randint(1, 60)
+        reader, ports, bit = run_with_lost_tail(on_wager, client, entries, taken_at, lost_at)
+        assert bit
+        check_replayed(outcome(reader, ports), expected)
+        replays += bool(reader.replays)
+    assert replays > 15
+
+
+def test_a_tournament_new_to_the_process_is_not_taken_for_one_that_never_was(
+    on_wager: Hosted, client: redis.Redis
+) -> None:
+    assert lost_while_unknown(on_wager, client, on_wager.main.OnWager) == {}
+
+
+def lost_while_unknown(on_wager: Hosted, client: redis.Redis, of: type) -> dict[int, str]:
+    """Dead letters, when the boards go while a process runs that has not met one of them yet."""
+    entries = [
+        logs.scheduled(0, "t1"),
+        logs.scheduled(1, "t2"),
+        logs.scored(2, "p1", 5, tournament_id="t1"),
+        logs.scored(3, "p1", 7, tournament_id="t2"),
+    ]
+    ports = redis_ports(client)
+    reader = Reader(entries[:3], maker(on_wager, ports, of=of), seed=1)
+    reader.run()
+    reader.restart()
+    reader.step()
+    client.flushdb()
+    reader.entries = entries
+    reader.run()
+    view = ports.board.top(TOURNAMENTS[1], 10)
+    assert view is not None
+    assert [row.score.score for row in view.standings] == [7]
+    return reader.dead_letters
+
+
+# --- the tests can fail ------------------------------------------------------------------------
+
+
+class ForgetfulBoard(MemoryBoard):
+    """Keeps no outbox: what a call brings forth is told once."""
+
+    def apply(self, tournament_id: TournamentId, *rest: Any) -> Any:
+        if tournament_id in self._kept:
+            self._kept[tournament_id].changes.clear()
+        return super().apply(tournament_id, *rest)
+
+
+class BlindBoard(MemoryBoard):
+    """Compares no offsets: whatever it is given is new to it."""
+
+    def apply(self, tournament_id: TournamentId, *rest: Any) -> Any:
+        if tournament_id in self._kept:
+            self._kept[tournament_id].offset = Offset(-1)
+        log_id, _, entries, confirmed = rest
+        return super().apply(tournament_id, log_id, None, entries, confirmed)
+
+
+@pytest.mark.parametrize("board", [ForgetfulBoard, BlindBoard])
+def test_without_outbox_or_offsets_a_crash_shows(on_wager: Hosted, board: type) -> None:
+    entries = mixed_log(1)
+    expected = undisturbed(on_wager, entries)
+    endings = []
+    for step in range(20, 60):
+        ports = memory_ports()
+        ports.board = board(TOMBSTONE_KEY, REMEMBERED)
+        _, found = interrupted_at(step, on_wager, entries, ports)
+        endings.append(found == expected)
+    assert not all(endings)
+
+
+def test_without_the_script_comparing_offsets_a_crash_shows(
+    on_wager: Hosted, client: redis.Redis
+) -> None:
+    entries = mixed_log(1)
+    expected = undisturbed(on_wager, entries)
+    compares = "STEPS[(first - 1) * STRIDE + 1] <= before"
+    assert redis_board._APPLY.count(compares) == 1
+    endings = []
+    for step in range(20, 60, 3):
+        client.flushdb()
+        ports = redis_ports(client)
+        script = redis_board._Script(
+            client, redis_board._APPLY.replace(compares, "false"), read_only=False
+        )
+        ports.board._apply = script  # type: ignore[attr-defined]
+        _, found = interrupted_at(step, on_wager, entries, ports)
+        endings.append(found.boards == expected.boards and found.changes == expected.changes)
+    assert not all(endings)
+
+
+def test_without_the_witness_a_lost_board_is_taken_for_one_that_never_was(
+    on_wager: Hosted, client: redis.Redis
+) -> None:
+    blind = type("Blind", (on_wager.main.OnWager,), {"_check_witness": lambda *_: None})
+    assert lost_while_unknown(on_wager, client, blind) == {3: "unknown_tournament"}
+
+
+def test_without_asking_all_boards_where_they_stand_a_cut_batch_shows(
+    on_wager: Hosted, client: redis.Redis
+) -> None:
+    def only_the_boards_own_word(self: Any, batch: Batch) -> ReplayError:
+        owned = self._owned[batch.partition]
+        view = self._board.top(batch.entries[0].event.tournament_id, 1)
+        self._owned[batch.partition] = type(owned)(owned.low, None)
+        return ReplayError(None if view is None else Offset(view.sequence + 1))
+
+    hasty = type("Hasty", (on_wager.main.OnWager,), {"_behind": only_the_boards_own_word})
+    entries = mixed_log(1)
+    expected = undisturbed(on_wager, entries)
+    chance, endings = random.Random(1), []
+    for _ in range(25):
+        taken_at = chance.randint(40, 120)
+        lost_at = taken_at + chance.randint(1, 60)
+        reader, ports, _ = run_with_lost_tail(on_wager, client, entries, taken_at, lost_at, hasty)
+        endings.append(outcome(reader, ports).boards == expected.boards)
+    assert not all(endings)
