@@ -1,0 +1,253 @@
+"""The feed: its hand-written record is the codec's, and what it gave up on does no harm later."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leaderboard import events as ev
+from leaderboard.adapters.kafka_feed import POSITION_SOURCE, KafkaFeed, change_record
+from leaderboard.codec import decode_kafka, encode_kafka
+from leaderboard.errors import TransientError
+from leaderboard.model import Cause, Offset, PlayerId, PositionChange, Score, TournamentId
+from leaderboard.ports import Outgoing
+from leaderboard.stack.process import LOOPBACK, free_port
+from leaderboard.stack.servers import KafkaServer
+from recording import kafka_settings
+from samples import IDS, MONEY, NUMBERS
+
+HOSTILE = st.text(
+    st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60
+) | st.sampled_from(
+    [
+        '"',
+        "\\",
+        '\\"',
+        '"},"old_rank":1,"x":{"',
+        "\u2028\u2029",
+        "é名🎲",
+        "\x00\x1f\x7f",
+        "\n\r\t",
+        "%22",
+    ]
+)
+RANKS = st.none() | st.integers(1, 10**9)
+TRACES = st.none() | st.from_regex(r"00-[0-9a-f]{32}-[0-9a-f]{16}-0[01]", fullmatch=True)
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> PositionChange:
+    return PositionChange(
+        tournament_id=TournamentId(draw(IDS)),
+        player_id=PlayerId(draw(IDS)),
+        sequence=Offset(draw(MONEY)),
+        old_rank=draw(RANKS),
+        new_rank=draw(RANKS),
+        score=Score(draw(NUMBERS), draw(st.just(0) | NUMBERS)),
+        distance=draw(st.none() | st.integers(0, 2**54)),
+        cause=Cause(draw(HOSTILE), draw(HOSTILE)),
+        time_ms=draw(st.integers(0, 4_000_000_000_000)),
+        traceparent=draw(TRACES),
+    )
+
+
+def event_of(change: PositionChange) -> ev.Event:
+    told = {
+        "tournament_id": change.tournament_id,
+        "player_id": change.player_id,
+        "sequence": change.sequence,
+        "old_rank": change.old_rank,
+        "new_rank": change.new_rank,
+        "score": change.score.score,
+        "distance": change.distance,
+        "cause": {"source": change.cause.source, "id": change.cause.id},
+    }
+    if change.score.subscore:
+        told["subscore"] = change.score.subscore
+    data = ev.PositionChanged.model_validate(told)
+    return ev.Event(
+        id=f"{change.tournament_id}/{change.sequence}",
+        source=POSITION_SOURCE,
+        time_ms=change.time_ms,
+        data=data,
+        subject=change.player_id,
+        traceparent=change.traceparent,
+    )
+
+
+@given(changes())
+def test_a_position_change_written_by_hand_is_what_the_codec_writes(change: PositionChange) -> None:
+    record, event = change_record(change), event_of(change)
+    by_codec = encode_kafka(event, ev.POSITION_CHANGES)
+    assert decode_kafka(record) == decode_kafka(by_codec) == event
+    assert (record.topic, record.key) == (by_codec.topic, by_codec.key)
+    assert sorted(record.headers) == sorted(by_codec.headers)
+    assert json.loads(record.value or b"") == json.loads(by_codec.value or b"")
+
+
+# --- a broker that is away ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def deaf_port() -> Iterator[int]:
+    """Takes connections and never says a word."""
+    with socket.create_server((LOOPBACK, 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("is_deaf", [False, True], ids=["nobody listens", "nobody answers"])
+def test_without_a_broker_every_way_of_publishing_fails_in_time(
+    deaf_port: int, is_deaf: bool
+) -> None:
+    servers = f"{LOOPBACK}:{deaf_port if is_deaf else free_port()}"
+    feed = KafkaFeed(kafka_settings(servers), timeout_seconds=1.5)
+    change = PositionChange(
+        TournamentId("t1"), PlayerId("p"), Offset(1), None, 1, Score(1), None, Cause("/s", "i"), 0
+    )
+    for _ in range(2):
+        for publish in (
+            lambda: feed.publish([Outgoing(ev.POSITION_CHANGES, event_of(change))]),
+            lambda: feed.publish_changes([change]),
+            lambda: feed.send([change_record(change)]),
+        ):
+            began = time.monotonic()
+            with pytest.raises(TransientError):
+                publish()
+            assert time.monotonic() - began < 2.5
+    with pytest.raises(TransientError):
+        feed.check()
+
+
+def numbered(topic: str, numbers: Iterable[int]) -> list[ev.Record]:
+    return [ev.Record(topic, b"t1", str(number).encode()) for number in numbers]
+
+
+def made(servers: str, topic: str) -> None:
+    admin = AdminClient({"bootstrap.servers": servers})
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
+
+
+def read(servers: str, topic: str, last: int) -> list[int]:
+    """What is in the topic up to the `last` number's last appearance."""
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": "reads-only"})
+    consumer.assign([TopicPartition(topic, 0, 0)])
+    found: list[int] = []
+    quiet_until = time.monotonic() + 10
+    try:
+        while time.monotonic() < quiet_until:
+            message = consumer.poll(0.1)
+            if message is not None and message.error() is None:
+                found.append(int(message.value() or b""))
+                if found[-1] == last:
+                    quiet_until = time.monotonic() + 1.5
+    finally:
+        consumer.close()
+    return found
+
+
+def send_at_last(feed: KafkaFeed, records: Sequence[ev.Record]) -> None:
+    """As the host does: again until Kafka has taken them all."""
+    until = time.monotonic() + 20
+    while True:
+        try:
+            feed.send(records)
+            return
+        except TransientError:
+            assert time.monotonic() < until
+
+
+def seen(numbers: Iterable[int]) -> list[int]:
+    """As readers of position changes do: what is not above the last one is dropped."""
+    kept: list[int] = []
+    for number in numbers:
+        if not kept or number > kept[-1]:
+            kept.append(number)
+    return kept
+
+
+@pytest.mark.parametrize("back_after_seconds", [0.6, 0.9, 1.2, 1.8])
+def test_what_came_too_late_is_not_overtaken_by_what_came_in_time(
+    kafka: str, back_after_seconds: float
+) -> None:
+    """The first record is a second older than the rest when its topic appears at last."""
+    topic = f"late-{uuid.uuid4().hex[:10]}"
+    feed = KafkaFeed(kafka_settings(kafka), timeout_seconds=1.0)
+
+    def slowly() -> Iterator[ev.Record]:
+        for index, record in enumerate(numbered(topic, range(1, 6))):
+            yield record
+            if index == 0:
+                time.sleep(0.8)
+
+    making = threading.Timer(back_after_seconds, made, (kafka, topic))
+    making.start()
+    try:
+        feed.send(slowly())
+    except TransientError:
+        pass
+    else:
+        assert back_after_seconds < 1.1
+    making.join()
+    send_at_last(feed, numbered(topic, range(1, 8)))
+    found = read(kafka, topic, last=7)
+    assert seen(found) == [1, 2, 3, 4, 5, 6, 7], found
+
+
+def test_what_was_under_way_to_a_hanging_broker_does_no_harm_when_it_wakes_up(
+    tmp_path: Path,
+) -> None:
+    server = KafkaServer(tmp_path / "kafka")
+    server.start()
+    try:
+        servers = server.bootstrap_servers
+        made(servers, "changes")
+        feed = KafkaFeed(kafka_settings(servers), timeout_seconds=1.0)
+        send_at_last(feed, numbered("changes", range(1, 11)))
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            for _ in range(2):
+                began = time.monotonic()
+                with pytest.raises(TransientError):
+                    feed.send(numbered("changes", range(11, 2_000)))
+                assert time.monotonic() - began < 2.0
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        send_at_last(feed, numbered("changes", range(11, 2_002)))
+        found = read(servers, "changes", last=2_001)
+        assert seen(found) == list(range(1, 2_002))
+    finally:
+        server.stop()
+
+
+def test_publish_works_again_after_the_broker_was_away(kafka: str) -> None:
+    topic = ev.POSITION_CHANGES
+    feed = KafkaFeed(kafka_settings(kafka), timeout_seconds=1.0)
+    change = PositionChange(
+        TournamentId("t1"), PlayerId("p"), Offset(1), None, 1, Score(1), None, Cause("/s", "i"), 0
+    )
+    outgoing = [Outgoing(topic, event_of(change))]
+    known = AdminClient({"bootstrap.servers": kafka}).list_topics(timeout=10).topics
+    if topic not in known:
+        with pytest.raises(TransientError):
+            feed.publish(outgoing)
+        made(kafka, topic)
+    until = time.monotonic() + 10
+    while True:
+        try:
+            assert feed.publish(outgoing).keys() == {0}
+            return
+        except TransientError:
+            assert time.monotonic() < until
