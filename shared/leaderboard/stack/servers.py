@@ -231,8 +231,10 @@ class KafkaServer:
         self._folder = folder
         self._config = folder / "server.properties"
         self._java = [java, "-cp", f"{kafka_jars()}/*"]
+        # A stack lives for minutes: the second compiler would take more of two cores than it gives.
         argv = [
             *self._java[:1], f"-Xmx{heap}", "-Xms256m", "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", *self._java[1:],
             "kafka.Kafka", str(self._config),
         ]  # fmt: skip
