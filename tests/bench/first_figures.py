@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,7 @@ from leaderboard.stack.process import Process, free_port  # noqa: E402
 from leaderboard.stack.servers import KafkaServer, RedisServer, redis_program  # noqa: E402
 from leaderboard.stack.topics import create_topics  # noqa: E402
 from logs import END_MS, LOG, START_MS, TOMBSTONE_KEY, moment  # noqa: E402
-from running import StackCommand, wait_for  # noqa: E402
+from running import StackCommand, descendants, wait_for  # noqa: E402
 
 T = TournamentId("bench")
 PLAYERS = 100_000
@@ -328,7 +329,8 @@ async def _latency(settings: dict[str, str], rate: int, seconds: int, connected:
     headers = {"Authorization": f"Bearer {token}"}
     board = f"{query}/v1/tournaments/{T}"
     wait_for(lambda: httpx.get(board, headers=headers).status_code == 200, 30)
-    async with aiohttp.ClientSession() as session:
+    # An open socket keeps its connection: without a limit, or the hundredth waits for ever.
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         watchers = Watchers(settings)
         started = time.perf_counter()
         await watchers.connect(session, watched)
@@ -346,10 +348,24 @@ async def _latency(settings: dict[str, str], rate: int, seconds: int, connected:
             "rate": rate,
             "wagers": list(zip(numbers, stakes, strict=True)),
         }
+        before = cpu_by_process(settings)
         out, _ = await child.communicate(json.dumps(plan).encode())
         load = json.loads(out)
         await asyncio.sleep(3)
+        after = cpu_by_process(settings)
+        say(cpu_seconds={name: round(after[name] - used, 1) for name, used in before.items()})
         _report(watchers, load, numbers, stakes, rate, warm_up)
+
+
+def cpu_by_process(settings: dict[str, str]) -> dict[str, float]:
+    """CPU seconds so far of each process of the stack, with its children; ours as `bench`."""
+    pids = {name[4:]: int(pid) for name, pid in settings.items() if name.startswith("PID_")}
+    pids["bench"] = os.getpid()
+    found = {}
+    for name, pid in pids.items():
+        family = {pid} if name == "bench" else {pid, *descendants(pid)}
+        found[name] = sum(cpu_seconds(one) for one in family)
+    return found
 
 
 def _produce_all(settings: dict[str, str], events: Sequence[ev.Event]) -> None:
@@ -374,7 +390,7 @@ def load_in_child() -> None:
         {
             "bootstrap.servers": plan["bootstrap"],
             "partitioner": "murmur2_random",
-            "linger.ms": 1,
+            "linger.ms": 5,
             "acks": "all",
         }
     )
@@ -450,6 +466,8 @@ def _report(
 
 
 def main() -> None:
+    # Told to end, it ends what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     what = parser.add_subparsers(dest="what", required=True)
     first = what.add_parser("throughput")
