@@ -44,14 +44,19 @@ class Round:
     win_minor: int
 
 
+FOLLOWED_PLACE: Final = 6
+"""So keen that rows move, and not so keen that nobody is above."""
+
+
 class Crowd:
     """A fixed set of players and their endless rounds."""
 
     def __init__(self, size: int, random_source: random.Random) -> None:
         self._random = random_source
         self.players = [PlayerId(f"player-{number:03d}") for number in range(1, size + 1)]
-        # Who is keen is not who comes first by name.
-        keen = random_source.sample(self.players, size)
+        # Who is keen is not who comes first by name; but the first is whom a stack's page follows.
+        keen = random_source.sample(self.players[1:], size - 1)
+        keen.insert(min(FOLLOWED_PLACE, size - 1), self.players[0])
         self._players = keen
         weights = (1 / rank**ZIPF_EXPONENT for rank in range(1, size + 1))
         self._cumulative = list(itertools.accumulate(weights))
