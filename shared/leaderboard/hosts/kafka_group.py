@@ -162,6 +162,8 @@ class Membership:
         also when it is no news: to KEDA a partition without a commit is one of full lag."""
         self._fresh.discard(partition)
         self._next[partition] = offset
+        # One that went while it was paused comes back as it went.
+        self._consumer.resume(self._places([partition]))
 
     def done(self, partition: int, offset: Offset) -> None:
         """Everything before `offset` has had its effects."""
