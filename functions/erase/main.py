@@ -29,9 +29,10 @@ from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.errors import NotFoundError
 from leaderboard.events import GDPR_EVENTS, WAGERS, Event, Id, PlayerErased, format_time_ms
+from leaderboard.frames import top_frame
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import Answer, Call, HttpApp, Route
-from leaderboard.model import PlayerId, TournamentId
+from leaderboard.model import TOP_VISIBLE, PlayerId, TournamentId
 from leaderboard.ports import (
     Board,
     Connections,
@@ -198,12 +199,20 @@ def _look_again(erasure: Erasure, ports: Ports) -> Erasure:
     player_id = erasure.player_id
     if player_id is None or erasure.places.get(EVENTS_PLACE) != DONE:
         return erasure
-    done = {
-        place: DONE
-        for place in _boards_pending(erasure)
-        if _is_shown(_tournament(place), player_id, ports) is False
-    }
+    done: dict[str, str] = {}
+    for place in _boards_pending(erasure):
+        tournament_id = _tournament(place)
+        if _is_shown(tournament_id, player_id, ports) is False:
+            _show_anew(tournament_id, ports)
+            done[place] = DONE
     return ports.erasures.mark(erasure.erasure_id, done)
+
+
+def _show_anew(tournament_id: TournamentId, ports: Ports) -> None:
+    """The gateway keeps the last `top` for who comes next; nobody else renews an ended one."""
+    view = ports.board.top(tournament_id, TOP_VISIBLE)
+    if view is not None:
+        ports.gateway.publish([top_frame(view)])
 
 
 def _boards_pending(erasure: Erasure) -> list[str]:

@@ -11,7 +11,6 @@ come again; readers drop what is not newer than what they have.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -28,11 +27,12 @@ from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.errors import SettingsError
 from leaderboard.events import POSITION_CHANGES, PositionChanged
+from leaderboard.frames import position_frame, top_frame, tournament_frame
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused
-from leaderboard.model import TOP_VISIBLE, Offset, PlayerId, State, TournamentId, masked
+from leaderboard.model import TOP_VISIBLE, Offset, PlayerId, State, TournamentId
 from leaderboard.partitioning import partition_of
-from leaderboard.ports import Board, BoardView, Connections, Directory, Frame, Gateway
+from leaderboard.ports import Board, Connections, Directory, Gateway
 from leaderboard.settings import (
     ConsumerSettings,
     GatewaySettings,
@@ -47,7 +47,6 @@ POSITION_SECONDS = 0.02
 TOP_SECONDS = 0.25
 AGAIN_SECONDS = 5.0
 OVER = frozenset({State.ENDED, State.CANCELLED})
-MILESTONES = ((10, "top_10"), (100, "top_100"))
 
 
 @dataclass(slots=True)
@@ -174,7 +173,7 @@ class OnRankChange:
     def _send_positions(self, tournament_id: TournamentId, watched: _Watched, now: float) -> None:
         live = self._connections.live(tournament_id, list(watched.moved))
         frames = [
-            Frame(f"me.{tournament_id}.{player_id}", position_frame(moved))
+            position_frame(moved.old_rank, moved.newest)
             for player_id, moved in watched.moved.items()
             if player_id in live
         ]
@@ -187,11 +186,10 @@ class OnRankChange:
     def _send_top(self, tournament_id: TournamentId, watched: _Watched, now: float) -> None:
         view = self._board.top(tournament_id, TOP_VISIBLE)
         if view is not None:
-            channel = f"top.{tournament_id}"
-            frames = [Frame(channel, top_frame(view))]
+            frames = [top_frame(view)]
             if view.terms.state is not watched.state:
                 # First, because the gateway keeps only the last frame for new subscribers.
-                frames.insert(0, Frame(channel, tournament_frame(view)))
+                frames.insert(0, tournament_frame(view))
             self._gateway.publish(frames)
             telemetry.FRAMES.labels("top").inc()
             watched.state = view.terms.state
@@ -219,64 +217,6 @@ def note(watched: _Watched, data: PositionChanged, offset: Offset) -> None:
         watched.top_since = offset
     else:
         telemetry.COALESCED.labels("top").inc()
-
-
-def position_frame(moved: _Moved) -> bytes:
-    """What one player is told of their own place."""
-    data = moved.newest
-    frame = {
-        "type": "position",
-        "tournament_id": data.tournament_id,
-        "sequence": data.sequence,
-        "old_rank": moved.old_rank,
-        "new_rank": data.new_rank,
-        "score": data.score,
-        "distance": data.distance,
-        "milestone": milestone(moved.old_rank, data.new_rank),
-    }
-    return _json(frame)
-
-
-def milestone(old_rank: int | None, new_rank: int | None) -> str | None:
-    """The best circle that the player has just entered, None for none."""
-    if new_rank is None:
-        return None
-    for size, name in MILESTONES:
-        if new_rank <= size:
-            return name if old_rank is None or old_rank > size else None
-    return None
-
-
-def top_frame(view: BoardView) -> bytes:
-    """The first hundred as everyone sees them; its version is the board's sequence."""
-    frame = {
-        "type": "top",
-        "tournament_id": view.tournament_id,
-        "version": view.sequence,
-        "sequence": view.sequence,
-        "players": view.players,
-        "standings": [
-            [s.rank, s.player_id, s.display_name or masked(s.player_id), s.score.score]
-            for s in view.standings
-        ],
-    }
-    return _json(frame)
-
-
-def tournament_frame(view: BoardView) -> bytes:
-    """A tournament's new state."""
-    return _json(
-        {
-            "type": "tournament",
-            "tournament_id": view.tournament_id,
-            "sequence": view.sequence,
-            "state": view.terms.state.value,
-        }
-    )
-
-
-def _json(frame: dict[str, object]) -> bytes:
-    return json.dumps(frame, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 # --- wiring ------------------------------------------------------------------------------------

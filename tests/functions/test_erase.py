@@ -119,6 +119,9 @@ def _check_forgotten(stage: Stage, erasure_id: str) -> None:
         (erasure_id, ALICE, None)
     }
     assert {"conn.c-alice", "conn.c-watching"} == set(stage.gateway.closed)
+    kept = {frame.channel: frame.body for frame in stage.gateway.frames}
+    assert b"erased-" in kept[f"top.{ENDED}"]
+    assert all(b"alice" not in body for body in kept.values())
     assert stage.ports.connections.holder(PLAYED, ALICE) is None
     assert stage.ports.connections.holder(PLAYED, BOB) == "c-bob"
     assert stage.knows("alice") == []
@@ -256,7 +259,7 @@ def _interrupt_at(stage: Stage, steps: int) -> Countdown:
 
 # Calls of ports in one request, each before and after its effect, with a consumer that applies
 # the events at once and with one that is away.
-STEPS = {False: 58, True: 54}
+STEPS = {False: 70, True: 54}
 
 
 @pytest.mark.parametrize(

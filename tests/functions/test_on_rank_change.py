@@ -295,29 +295,6 @@ def test_a_player_gets_one_frame_for_many_changes_from_the_first_to_the_newest(
     assert (frame["score"], frame["distance"], frame["milestone"]) == (13, None, None)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "named"),
-    [
-        (None, 1, "top_10"),
-        (None, 10, "top_10"),
-        (None, 11, "top_100"),
-        (None, 100, "top_100"),
-        (None, 101, None),
-        (11, 10, "top_10"),
-        (10, 9, None),
-        (101, 100, "top_100"),
-        (101, 1, "top_10"),
-        (50, 20, None),
-        (5, 50, None),
-        (5, None, None),
-    ],
-)
-def test_the_best_circle_that_was_entered_is_named(
-    old: int | None, new: int | None, named: str | None
-) -> None:
-    assert on_rank_change.milestone(old, new) == named
-
-
 def test_nothing_is_committed_whose_frames_are_not_with_the_gateway(scene: Scene) -> None:
     assert scene.safe() == 1
     scene.deliver(scene.play(scored(2, "bob", 1)))

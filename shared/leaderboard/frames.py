@@ -1,0 +1,68 @@
+"""The frames that players' sockets carry: JSON, one a WebSocket message (see the contract)."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from leaderboard.events import PositionChanged
+from leaderboard.model import masked
+from leaderboard.ports import BoardView, Frame
+
+MILESTONES: Final = ((10, "top_10"), (100, "top_100"))
+
+
+def position_frame(old_rank: int | None, newest: PositionChanged) -> Frame:
+    """What one player is told of their own place; `old_rank` is the one they were told last."""
+    body = {
+        "type": "position",
+        "tournament_id": newest.tournament_id,
+        "sequence": newest.sequence,
+        "old_rank": old_rank,
+        "new_rank": newest.new_rank,
+        "score": newest.score,
+        "distance": newest.distance,
+        "milestone": milestone(old_rank, newest.new_rank),
+    }
+    return Frame(f"me.{newest.tournament_id}.{newest.player_id}", _json(body))
+
+
+def milestone(old_rank: int | None, new_rank: int | None) -> str | None:
+    """The best circle that the player has just entered, None for none."""
+    if new_rank is None:
+        return None
+    for size, name in MILESTONES:
+        if new_rank <= size:
+            return name if old_rank is None or old_rank > size else None
+    return None
+
+
+def top_frame(view: BoardView) -> Frame:
+    """The standings of `view` as everyone sees them; the version is the board's sequence."""
+    body = {
+        "type": "top",
+        "tournament_id": view.tournament_id,
+        "version": view.sequence,
+        "sequence": view.sequence,
+        "players": view.players,
+        "standings": [
+            [s.rank, s.player_id, s.display_name or masked(s.player_id), s.score.score]
+            for s in view.standings
+        ],
+    }
+    return Frame(f"top.{view.tournament_id}", _json(body))
+
+
+def tournament_frame(view: BoardView) -> Frame:
+    """A tournament's new state, on the channel that everyone has."""
+    body = {
+        "type": "tournament",
+        "tournament_id": view.tournament_id,
+        "sequence": view.sequence,
+        "state": view.terms.state.value,
+    }
+    return Frame(f"top.{view.tournament_id}", _json(body))
+
+
+def _json(body: dict[str, object]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
