@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import statistics
 import subprocess
@@ -64,14 +65,14 @@ class Sink:
         self.committed: list[int | None] = []
         self._log = log
         self._failures = failures
-        self._feed = KafkaFeed(kafka_settings(log.servers))
 
     def send(self, records: Iterable[ev.Record]) -> None:
         self.calls += 1
         self.committed.append(self._log.committed())
         if self.calls <= self._failures:
             raise TransientError("Kafka takes no dead letters")
-        self._feed.send(records)
+        with contextlib.closing(KafkaFeed(kafka_settings(self._log.servers))) as feed:
+            feed.send(records)
 
 
 def test_a_refused_event_is_a_dead_letter_whole_before_it_is_committed(kafka: str) -> None:

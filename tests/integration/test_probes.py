@@ -55,7 +55,8 @@ def idle_host() -> Iterator[str]:
         "PORT": str(free_port()),
     }
     kafka, consumer = load(KafkaSettings, environ), load(ConsumerSettings, environ)
-    host = KafkaHost("idle", WAGERS, NothingToDo, KafkaFeed(kafka), kafka, consumer, {})
+    feed = KafkaFeed(kafka)
+    host = KafkaHost("idle", WAGERS, NothingToDo, feed, kafka, consumer, {})
     thread = threading.Thread(target=host.run)
     thread.start()
     try:
@@ -63,6 +64,7 @@ def idle_host() -> Iterator[str]:
     finally:
         host.stop()
         thread.join(timeout=20)
+        feed.close()
         cluster.close()
     assert not thread.is_alive()
 

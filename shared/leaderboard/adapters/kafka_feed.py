@@ -111,6 +111,15 @@ class KafkaFeed:
         except KafkaException as error:
             raise TransientError(f"Kafka is away: {error}") from None
 
+    def close(self) -> None:
+        """Let go of the brokers. What was not acknowledged may be lost."""
+        if self._silent is not None:
+            self._abandon(self._silent)
+        with self._lock:
+            reporting, self._reporting = self._reporting, None
+        if reporting is not None:
+            reporting.stop()
+
     def _reporting_producer(self) -> _Reporting:
         with self._lock:
             if self._reporting is None:

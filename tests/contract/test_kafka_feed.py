@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from leaderboard.codec import decode_kafka, encode_kafka
 from leaderboard.errors import TransientError
 from leaderboard.model import Cause, Offset, PlayerId, PositionChange, Score, TournamentId
 from leaderboard.ports import Outgoing
+from leaderboard.settings import KafkaSettings
 from leaderboard.stack.process import LOOPBACK, free_port
 from leaderboard.stack.servers import KafkaServer
 from recording import kafka_settings
@@ -101,6 +103,22 @@ def test_a_position_change_written_by_hand_is_what_the_codec_writes(change: Posi
 # --- a broker that is away ---------------------------------------------------------------------
 
 
+Feeds = Callable[[KafkaSettings, float], KafkaFeed]
+
+
+@pytest.fixture
+def feeds() -> Iterator[Feeds]:
+    """Makes feeds, and closes them after the test: else they look for dead brokers for ever."""
+    with contextlib.ExitStack() as stack:
+
+        def make(settings: KafkaSettings, timeout_seconds: float) -> KafkaFeed:
+            return stack.enter_context(
+                contextlib.closing(KafkaFeed(settings, timeout_seconds=timeout_seconds))
+            )
+
+        yield make
+
+
 @pytest.fixture
 def deaf_port() -> Iterator[int]:
     """Takes connections and never says a word."""
@@ -110,10 +128,10 @@ def deaf_port() -> Iterator[int]:
 
 @pytest.mark.parametrize("is_deaf", [False, True], ids=["nobody listens", "nobody answers"])
 def test_without_a_broker_every_way_of_publishing_fails_in_time(
-    deaf_port: int, is_deaf: bool
+    deaf_port: int, is_deaf: bool, feeds: Feeds
 ) -> None:
     servers = f"{LOOPBACK}:{deaf_port if is_deaf else free_port()}"
-    feed = KafkaFeed(kafka_settings(servers), timeout_seconds=1.5)
+    feed = feeds(kafka_settings(servers), 1.5)
     change = PositionChange(
         TournamentId("t1"), PlayerId("p"), Offset(1), None, 1, Score(1), None, Cause("/s", "i"), 0
     )
@@ -180,11 +198,11 @@ def seen(numbers: Iterable[int]) -> list[int]:
 
 @pytest.mark.parametrize("back_after_seconds", [0.6, 0.9, 1.2, 1.8])
 def test_what_came_too_late_is_not_overtaken_by_what_came_in_time(
-    kafka: str, back_after_seconds: float
+    kafka: str, back_after_seconds: float, feeds: Feeds
 ) -> None:
     """The first record is a second older than the rest when its topic appears at last."""
     topic = f"late-{uuid.uuid4().hex[:10]}"
-    feed = KafkaFeed(kafka_settings(kafka), timeout_seconds=1.0)
+    feed = feeds(kafka_settings(kafka), 1.0)
 
     def slowly() -> Iterator[ev.Record]:
         for index, record in enumerate(numbered(topic, range(1, 6))):
@@ -207,14 +225,14 @@ def test_what_came_too_late_is_not_overtaken_by_what_came_in_time(
 
 
 def test_what_was_under_way_to_a_hanging_broker_does_no_harm_when_it_wakes_up(
-    tmp_path: Path,
+    tmp_path: Path, feeds: Feeds
 ) -> None:
     server = KafkaServer(tmp_path / "kafka")
     server.start()
     try:
         servers = server.bootstrap_servers
         made(servers, "changes")
-        feed = KafkaFeed(kafka_settings(servers), timeout_seconds=1.0)
+        feed = feeds(kafka_settings(servers), 1.0)
         send_at_last(feed, numbered("changes", range(1, 11)))
         os.kill(server.pid, signal.SIGSTOP)
         try:
@@ -232,9 +250,9 @@ def test_what_was_under_way_to_a_hanging_broker_does_no_harm_when_it_wakes_up(
         server.stop()
 
 
-def test_publish_works_again_after_the_broker_was_away(kafka: str) -> None:
+def test_publish_works_again_after_the_broker_was_away(kafka: str, feeds: Feeds) -> None:
     topic = ev.POSITION_CHANGES
-    feed = KafkaFeed(kafka_settings(kafka), timeout_seconds=1.0)
+    feed = feeds(kafka_settings(kafka), 1.0)
     change = PositionChange(
         TournamentId("t1"), PlayerId("p"), Offset(1), None, 1, Score(1), None, Cause("/s", "i"), 0
     )
