@@ -161,7 +161,12 @@ def authorize(call: Call, ports: Ports) -> Answer:
 
 
 def _shown_channels(grant: Grant) -> list[str]:
-    return [f"top.{grant.tournament_id}", f"me.{grant.tournament_id}.{grant.player_id}"]
+    tournament_id = grant.tournament_id
+    return [
+        f"top.{tournament_id}",
+        f"me.{tournament_id}.{grant.player_id}",
+        f"curve.{tournament_id}",
+    ]
 
 
 def _close_at_once(ports: Ports, connection_id: str) -> None:

@@ -27,7 +27,13 @@ from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.errors import SettingsError
 from leaderboard.events import POSITION_CHANGES, PositionChanged
-from leaderboard.frames import position_frame, top_frame, tournament_frame
+from leaderboard.frames import (
+    curve_frame,
+    curve_ranks,
+    position_frame,
+    top_frame,
+    tournament_frame,
+)
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused
 from leaderboard.model import TOP_VISIBLE, Offset, PlayerId, State, TournamentId
@@ -45,6 +51,7 @@ NAME = "on-rank-change"
 POSITION_SECONDS = 0.02
 """At most so often are a tournament's `position` frames sent: one a player and time."""
 TOP_SECONDS = 0.25
+CURVE_SECONDS = 1.0
 AGAIN_SECONDS = 5.0
 OVER = frozenset({State.ENDED, State.CANCELLED})
 
@@ -69,6 +76,10 @@ class _Watched:
     sequence: int = -1
     positions_at: float = -math.inf
     top_at: float = -math.inf
+    shown: tuple[int, int] = (-1, 0)
+    """Sequence and players of the board when `top` was last sent."""
+    has_new_curve: bool = False
+    curve_at: float = -math.inf
     state: State | None = None
 
 
@@ -146,6 +157,10 @@ class OnRankChange:
             again = AGAIN_SECONDS if watched.top_since is None else TOP_SECONDS
             if now >= watched.top_at + again:
                 self._send_top(tournament_id, watched, now)
+            if watched.has_new_curve and now >= watched.curve_at + CURVE_SECONDS:
+                self._send_curve(tournament_id, watched, now)
+            if watched.has_new_curve:
+                wanted = min(wanted, watched.curve_at + CURVE_SECONDS - now)
             if watched.moved:
                 wanted = min(wanted, watched.positions_at + POSITION_SECONDS - now)
             again = AGAIN_SECONDS if watched.top_since is None else TOP_SECONDS
@@ -193,13 +208,26 @@ class OnRankChange:
             self._gateway.publish(frames)
             telemetry.FRAMES.labels("top").inc()
             watched.state = view.terms.state
+            shown = (view.sequence, view.players)
+            watched.has_new_curve |= shown != watched.shown
+            watched.shown = shown
         watched.top_since = None
         watched.top_at = now
         if watched.moved:
             return
         if view is None or view.terms.state in OVER:
+            if watched.has_new_curve:
+                self._send_curve(tournament_id, watched, now)
             self._over.add(tournament_id)
             self._watched.pop(tournament_id, None)
+
+    def _send_curve(self, tournament_id: TournamentId, watched: _Watched, now: float) -> None:
+        curve = self._board.scores_at(tournament_id, curve_ranks(watched.shown[1]))
+        if curve is not None and curve.points:
+            self._gateway.publish([curve_frame(curve)])
+            telemetry.FRAMES.labels("curve").inc()
+        watched.has_new_curve = False
+        watched.curve_at = now
 
 
 def note(watched: _Watched, data: PositionChanged, offset: Offset) -> None:

@@ -6,9 +6,10 @@ import json
 from typing import Final
 
 from leaderboard.events import PositionChanged
-from leaderboard.model import masked
-from leaderboard.ports import BoardView, Frame
+from leaderboard.model import TOP_VISIBLE, masked
+from leaderboard.ports import BoardView, Curve, Frame
 
+CURVE_STEPS: Final = 100
 MILESTONES: Final = ((10, "top_10"), (100, "top_100"))
 
 
@@ -51,6 +52,31 @@ def top_frame(view: BoardView) -> Frame:
         ],
     }
     return Frame(f"top.{view.tournament_id}", _json(body))
+
+
+def curve_ranks(players: int) -> list[int]:
+    """Some 200 ranks that show where any score stands: every one of the first 100 players, then
+    each a fixed factor further down, to the last.
+
+    Between two neighbours a rank is known to within that factor: 2 % of it with 1,000 players,
+    7 % with 100,000 and 10 % with 1,000,000."""
+    exact = list(range(1, min(players, TOP_VISIBLE) + 1))
+    if players <= TOP_VISIBLE:
+        return exact
+    factor = players / TOP_VISIBLE
+    further = (TOP_VISIBLE * factor ** (i / CURVE_STEPS) for i in range(1, CURVE_STEPS + 1))
+    return sorted({*exact, *(round(rank) for rank in further)})
+
+
+def curve_frame(curve: Curve) -> Frame:
+    """Scores by rank, from which everyone's page tells its own player's live rank."""
+    body = {
+        "type": "curve",
+        "tournament_id": curve.tournament_id,
+        "sequence": curve.sequence,
+        "points": [list(point) for point in curve.points],
+    }
+    return Frame(f"curve.{curve.tournament_id}", _json(body))
 
 
 def tournament_frame(view: BoardView) -> Frame:

@@ -51,6 +51,16 @@ class BoardView:
     """Of the one player asked for."""
 
 
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Scores at some ranks of a board at one sequence, from the first rank down."""
+
+    tournament_id: TournamentId
+    sequence: Offset
+    points: Sequence[tuple[int, int]]
+    """(rank, score)."""
+
+
 class Board(Protocol):
     """The leaderboards of all tournaments. Every call is atomic; ranks start at 1."""
 
@@ -84,6 +94,9 @@ class Board(Protocol):
         self, tournament_id: TournamentId, player_id: PlayerId, radius: int
     ) -> BoardView | None:
         """Standings centred on the player; empty if they have none. One round trip."""
+
+    def scores_at(self, tournament_id: TournamentId, ranks: Sequence[int]) -> Curve | None:
+        """The scores at these ranks, those beyond the last left out. One round trip."""
 
     def is_in(self, tournament_id: TournamentId, player_id: PlayerId) -> bool:
         """Whether the player has joined or has a standing."""

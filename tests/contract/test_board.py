@@ -364,6 +364,14 @@ def test_pages_follow_each_other(board: Board) -> None:
     assert shown(board.top(T, 3, after_rank=7)) == []
 
 
+def test_scores_are_read_at_any_ranks(board: Board) -> None:
+    assert board.scores_at(T, [1]) is None
+    put(board, [scheduled(0), *(scored(i, f"p{i}", 100 - i) for i in range(1, 8))])
+    curve = board.scores_at(T, [1, 3, 7, 8, 50])
+    assert curve is not None
+    assert (curve.sequence, list(curve.points)) == (7, [(1, 99), (3, 97), (7, 93)])
+
+
 def test_second_key_decides_between_equal_scores(board: Board) -> None:
     low = -(2**53) + 1
     log = [scored(1, ALICE, 5, 1), scored(2, BOB, 5, 2), scored(3, CAROL, 5, low)]

@@ -150,7 +150,7 @@ def _schedule(directory: RedisDirectory) -> None:
 
 def test_player_enters_and_hears_the_top_and_their_own_news(scene: Scene) -> None:
     way = scene.way_in("alice")
-    assert way["channels"] == [f"top.{T}", f"me.{T}.alice"]
+    assert way["channels"] == [f"top.{T}", f"me.{T}.alice", f"curve.{T}"]
     assert way["expires_at"].endswith("Z")
     socket = scene.players.connect(way["url"])
     scene.gateway.publish([Frame(f"top.{T}", b"1"), Frame(f"me.{T}.alice", b"2")])

@@ -266,7 +266,7 @@ def test_positions_go_only_to_players_with_a_socket(scene: Scene) -> None:
     scene.deliver(scene.play(scored(2, "carol", 50), scored(3, "bob", 20)))
     scene.let_pass(1)
     channels = {frame.channel for frame in scene.gateway.frames}
-    assert channels == {f"top.{T}", f"me.{T}.bob"}
+    assert channels == {f"top.{T}", f"curve.{T}", f"me.{T}.bob"}
     assert scene.positions("bob") == [
         {
             "type": "position",
@@ -375,6 +375,17 @@ def test_a_new_state_is_told_before_the_board_that_new_subscribers_keep(scene: S
     assert [frame["type"] for frame in frames] == ["top", "tournament", "top"]
     assert frames[1] == {"type": "tournament", "tournament_id": T, "sequence": 3, "state": "ended"}
     assert frames[2]["sequence"] == 3
+
+
+def test_curve_comes_once_a_second_while_the_board_changes(scene: Scene) -> None:
+    for offset in range(2, 42):
+        scene.deliver(scene.play(scored(offset, "alice", 1)))
+        scene.let_pass(0.1)
+    scene.let_pass(2)
+    curves = [json.loads(f.body) for f in scene.gateway.frames if f.channel == f"curve.{T}"]
+    assert 4 <= len(curves) <= 6
+    assert curves[-1]["sequence"] == 41
+    assert [rank for rank, _ in curves[-1]["points"]] == [1]
 
 
 def test_a_tournament_that_has_ended_is_let_go(scene: Scene) -> None:

@@ -7,7 +7,7 @@ import time
 from leaderboard import events as ev
 from leaderboard.codec import encode_http
 from running import wait_for
-from whole_path import Path, event, schedule, unique, wager
+from whole_path import Path, Socket, event, schedule, unique, wager
 
 
 def test_a_wager_by_kafka_and_one_by_http_stand_on_the_same_board(path: Path) -> None:
@@ -55,11 +55,18 @@ def test_a_wager_moves_the_frames_of_its_player_and_of_everyone(path: Path) -> N
             "milestone": None,
         }
         wait_for(lambda: alice.of_type("top")[-1]["sequence"] >= moved.offset, 10)
+        wait_for(lambda: _newest_curve(alice) >= moved.offset, 10)
+        assert alice.of_type("curve")[-1]["points"] == [[1, 1500], [2, 700]]
         top = alice.of_type("top")[-1]
         assert top["standings"] == [[1, "alice", "al***ce", 1500], [2, "bob", "b***", 700]]
         assert (top["players"], top["version"]) == (2, moved.offset)
     finally:
         alice.close()
+
+
+def _newest_curve(socket: Socket) -> int:
+    frames = socket.of_type("curve")
+    return int(frames[-1]["sequence"]) if frames else -1
 
 
 def test_top_comes_again_on_a_quiet_tournament(path: Path) -> None:

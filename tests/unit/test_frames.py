@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 
 from leaderboard.adapters.memory_board import MemoryBoard
-from leaderboard.frames import milestone, top_frame
+from leaderboard.frames import curve_ranks, milestone, top_frame
 from logs import ALICE, BOB, LOG, TOMBSTONE_KEY, T, ended, erased, joined, scheduled, scored
 
 
@@ -49,3 +50,16 @@ def test_top_shows_names_masks_and_erased_rows() -> None:
     assert ALICE not in frame.body.decode()
     assert shown == f"er***{name[-2:]}"
     assert second == [2, BOB, "Böb", 5]
+
+
+@pytest.mark.parametrize("players", [0, 1, 99, 100, 101, 150, 1_000, 100_000, 1_000_000])
+def test_curve_is_exact_at_the_top_and_dense_enough_below(players: int) -> None:
+    ranks = curve_ranks(players)
+    assert ranks == sorted(set(ranks))
+    assert ranks[:100] == list(range(1, min(players, 100) + 1))
+    assert len(ranks) <= 200
+    if players:
+        assert ranks[-1] == players
+    steps = [(below - above) / above for above, below in itertools.pairwise(ranks)]
+    allowed = {1_000: 0.03, 100_000: 0.08, 1_000_000: 0.105}.get(players, 1.0)
+    assert all(step <= allowed for step in steps[100:])

@@ -1,14 +1,23 @@
 -- Reads one board at one sequence: a page from a rank on, or around one player.
 --
 -- Keys: board, ranks, rows, names (see board_apply.lua).
--- Arguments: revision of the terms that the caller has; what ('page' or 'around'); then
---   page: ranks to skip, how many; around: player, radius.
+-- Arguments: revision of the terms that the caller has; what ('page', 'around' or 'scores'); then
+--   page: ranks to skip, how many; around: player, radius; scores: ranks.
 local BOARD, RANKS, ROWS, NAMES = unpack(KEYS)
 local meta = redis.call('HMGET', BOARD, 'sequence', 'revision', 'order', 'has_sub')
 if not meta[1] then
   return false
 end
 local ascending, has_sub = meta[3] == 'ascending', meta[4] == '1'
+if ARGV[2] == 'scores' then
+  local scores = {}
+  for i = 3, #ARGV do
+    local at = tonumber(ARGV[i]) - 1
+    local found = redis.call(ascending and 'ZRANGE' or 'ZREVRANGE', RANKS, at, at, 'WITHSCORES')
+    scores[i - 2] = found[2] or ''
+  end
+  return {meta[1], scores}
+end
 local terms = meta[2] ~= ARGV[1] and redis.call('HGET', BOARD, 'terms')
 local function call_rank(member)
   return redis.call(ascending and 'ZRANK' or 'ZREVRANK', RANKS, member)

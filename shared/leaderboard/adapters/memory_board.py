@@ -19,7 +19,7 @@ from leaderboard.model import (
     TournamentId,
     tombstone,
 )
-from leaderboard.ports import BatchApplied, BoardView
+from leaderboard.ports import BatchApplied, BoardView, Curve
 
 
 @dataclass(slots=True)
@@ -132,6 +132,14 @@ class MemoryBoard:
         first = max(own.rank - radius, 1)
         page = kept.standings.page(first - 1, own.rank + radius - first + 1)
         return _view(tournament_id, kept, page, kept.standings.distance(own.rank))
+
+    def scores_at(self, tournament_id: TournamentId, ranks: Sequence[int]) -> Curve | None:
+        kept = self._kept.get(tournament_id)
+        if kept is None:
+            return None
+        pages = [kept.standings.page(rank - 1, 1) for rank in ranks]
+        points = [(page[0].rank, page[0].score.score) for page in pages if page]
+        return Curve(tournament_id, kept.standings.sequence, points)
 
     def is_in(self, tournament_id: TournamentId, player_id: PlayerId) -> bool:
         kept = self._kept.get(tournament_id)

@@ -48,7 +48,7 @@ from leaderboard.model import (
     erased_name,
     tombstone,
 )
-from leaderboard.ports import BatchApplied, BoardView
+from leaderboard.ports import BatchApplied, BoardView, Curve
 from leaderboard.ranking import Order, distance
 
 _APPLY: Final = Path(__file__).with_name("board_apply.lua").read_text(encoding="utf-8")
@@ -279,6 +279,14 @@ class RedisBoard:
         self, tournament_id: TournamentId, player_id: PlayerId, radius: int
     ) -> BoardView | None:
         return self._view(tournament_id, "around", player_id, radius)
+
+    def scores_at(self, tournament_id: TournamentId, ranks: Sequence[int]) -> Curve | None:
+        answer = self._read(_keys(tournament_id)[:4], -1, "scores", *ranks)
+        if answer is None:
+            return None
+        sequence, scores = answer
+        points = [(rank, int(score)) for rank, score in zip(ranks, scores, strict=True) if score]
+        return Curve(tournament_id, Offset(int(sequence)), points)
 
     def is_in(self, tournament_id: TournamentId, player_id: PlayerId) -> bool:
         keys = _keys(tournament_id)
