@@ -61,6 +61,9 @@ def hosted(folder: str, settings: Mapping[str, str] | None = None) -> Iterator[H
             app = create_app(target, str(source), "http")
             yield Hosted(app.test_client(), sys.modules["main"])
         finally:
+            # A function's own thread: left alone it would look for its servers for ever.
+            if (closer := getattr(sys.modules["main"], "closer", None)) is not None:
+                closer.stop()
             sys.path[:] = path
             sys.modules.pop("main", None)
             if kept is not None:

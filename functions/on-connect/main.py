@@ -68,6 +68,7 @@ TICKET_SECONDS: Final = 30
 RECORD_SECONDS: Final = 2.0
 CLOSING_SECONDS: Final = 0.5
 CLOSING_BATCH: Final = 500
+STOP_SECONDS: Final = 10.0
 MAX_USER_AGENT: Final = 512
 logger = logging.getLogger("on-connect")
 
@@ -230,6 +231,7 @@ class Closer:
     def __init__(self, make_ports: Callable[[], Ports]) -> None:
         self._ports = make_ports
         self._pid: int | None = None
+        self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
@@ -240,11 +242,14 @@ class Closer:
         with self._lock:
             if self._pid != os.getpid():
                 self._pid = os.getpid()
-                threading.Thread(target=self._run, name="closer", daemon=True).start()
+                self._thread = threading.Thread(target=self._run, name="closer", daemon=True)
+                self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; it is not started again."""
+        """End the thread, and wait for that; it is not started again."""
         self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
 
     def after_fork(self) -> None:
         """A lock that another thread held is held for ever in the child: take a new one."""

@@ -131,7 +131,7 @@ def test_without_a_broker_every_way_of_publishing_fails_in_time(
     deaf_port: int, is_deaf: bool, feeds: Feeds
 ) -> None:
     servers = f"{LOOPBACK}:{deaf_port if is_deaf else free_port()}"
-    feed = feeds(kafka_settings(servers), 1.5)
+    feed = feeds(kafka_settings(servers), 0.8)
     change = PositionChange(
         TournamentId("t1"), PlayerId("p"), Offset(1), None, 1, Score(1), None, Cause("/s", "i"), 0
     )
