@@ -235,7 +235,8 @@ class Tournament:
         if self._is_repeated(entry.event):
             return "duplicate", None
         old_rank, row = self.rank(player), self.row(player)
-        self.out.append((player, why))
+        if (player, "player_erased") not in self.out:
+            self.out.append((player, why))
         self.joined = [one for one in self.joined if one != player]
         self._applied(entry)
         if row is None:
@@ -257,16 +258,21 @@ class Tournament:
     # repeats
 
     def _is_repeated(self, event: ev.Event) -> bool:
-        if event.sequence is not None:
+        if event.sequence is not None and self._is_numbered(event.source):
             return any(s == event.source and n >= event.sequence for s, n in self.numbers)
         full = len(self.ids) // self.generation
         remembered = self.ids[max(0, (full - 1) * self.generation) :]
         return (event.source, event.id) in remembered
 
+    def _is_numbered(self, source: str) -> bool:
+        """Only so many producers go by their numbers."""
+        sources = {known for known, _ in self.numbers}
+        return source in sources or len(sources) < self.generation
+
     def _applied(self, entry: LogEntry) -> None:
         event = entry.event
-        if event.sequence is None:
-            self.ids.append((event.source, event.id))
-        else:
+        if event.sequence is not None and self._is_numbered(event.source):
             self.numbers.append((event.source, event.sequence))
+        else:
+            self.ids.append((event.source, event.id))
         self.sequence = entry.offset

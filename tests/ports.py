@@ -11,7 +11,7 @@ from leaderboard import events as ev
 from leaderboard.codec import decode_kafka, encode_kafka
 from leaderboard.errors import TransientError, UnauthenticatedError
 from leaderboard.fold import LogEntry
-from leaderboard.model import Offset, PositionChange
+from leaderboard.model import Offset, PositionChange, TournamentId
 from leaderboard.ports import Caller, Frame, Outgoing
 
 P = TypeVar("P")
@@ -77,6 +77,16 @@ class KnownTokens:
             raise UnauthenticatedError("the token proves nothing")
         expires_at_ms = int(time.time() * 1000) + 900_000
         return Caller(subject, frozenset(roles.split(",")), expires_at_ms)
+
+
+class RestoredErasures:
+    """The part of `ports.Erasures` that a consumer uses: what the log says of requests."""
+
+    def __init__(self) -> None:
+        self.restored: dict[str, set[str]] = {}
+
+    def restore(self, erasure_id: str, tournament_id: TournamentId, requested_at_ms: int) -> None:
+        self.restored.setdefault(erasure_id, set()).add(tournament_id)
 
 
 class MemoryGateway:

@@ -1,10 +1,11 @@
 """erase: forget a player everywhere, and show how far that is.
 
 A request does, in this order: open it (from then on `on-connect` refuses the player), note the
-places, publish `player.erased` to every tournament that the player is in and to `gdpr-events`,
-close the player's sockets. Every step may be repeated, with the same ids, so a request that broke
-off anywhere is completed by the same request again; that also finds tournaments that the player
-entered meanwhile. A board is done when it no longer shows the player, and then only is it said.
+places, publish `player.erased` to every tournament that the player is in or may still enter (an
+event may be on its way) and to `gdpr-events`, close the player's sockets. Every step may be
+repeated, with the same ids, so a request that broke off anywhere is completed by the same request
+again; that also finds tournaments that began meanwhile. A board is done when it has applied the
+erasure, and then only is it said.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from leaderboard.events import GDPR_EVENTS, WAGERS, Event, Id, PlayerErased, for
 from leaderboard.frames import top_frame
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import Answer, Call, HttpApp, Route
-from leaderboard.model import TOP_VISIBLE, PlayerId, TournamentId
+from leaderboard.model import TOP_VISIBLE, PlayerId, State, TournamentId
 from leaderboard.ports import (
+    BOARD_PLACE,
     Board,
     Connections,
     Directory,
@@ -57,9 +59,9 @@ from leaderboard.settings import (
 SOURCE: Final = "/erase"
 PENDING: Final = "pending"
 DONE: Final = "done"
+OVER: Final = (State.ENDED, State.CANCELLED)
 EVENTS_PLACE: Final = "gdpr-events"
 SOCKETS_PLACE: Final = "sockets"
-BOARD_PLACE: Final = "board:"
 ACKNOWLEDGED_WITHIN_SECONDS: Final = 10.0
 ROLES: Final = frozenset({"operator", "service"})
 
@@ -127,12 +129,13 @@ def forget(player_id: PlayerId, ports: Ports) -> Erasure:
     """Do all of it, or what is left of it. Safe to repeat, wherever it broke off before."""
     erasure = ports.erasures.begin(player_id, _now_ms())
     erasure_id = erasure.erasure_id
-    shown = {
-        one.tournament_id: _is_shown(one.tournament_id, player_id, ports)
-        for one in ports.directory.all()
-    }
-    # A board that is away can't be asked: it is noted as pending, and asked next time.
-    noted = {_place(t): PENDING for t, is_shown in shown.items() if is_shown is not False}
+    listed = ports.directory.all()
+    shown = {one.tournament_id: _is_shown(one.tournament_id, player_id, ports) for one in listed}
+    # A board that is away can't be asked: it is noted as pending, and asked next time. One that
+    # is not over may show the player later, by an event that is on its way: it has to hear of it.
+    open_still = {one.tournament_id for one in listed if one.terms.state not in OVER}
+    noted = {_place(t): PENDING for t, is_in in shown.items() if is_in is not False}
+    noted |= {_place(t): PENDING for t in open_still}
     noted |= {EVENTS_PLACE: PENDING, SOCKETS_PLACE: PENDING}
     erasure = ports.erasures.mark(erasure_id, noted)
     if erasure.player_id is None:
@@ -202,7 +205,7 @@ def _look_again(erasure: Erasure, ports: Ports) -> Erasure:
     done: dict[str, str] = {}
     for place in _boards_pending(erasure):
         tournament_id = _tournament(place)
-        if _is_shown(tournament_id, player_id, ports) is False:
+        if ports.board.is_erased(tournament_id, player_id):
             _show_anew(tournament_id, ports)
             done[place] = DONE
     return ports.erasures.mark(erasure.erasure_id, done)

@@ -149,9 +149,13 @@ def authorize(call: Call, ports: Ports) -> Answer:
     if grant.expires_at_ms <= _now_ms():
         return attempt.refuse(ports, "token_over")
     attempt.record(ports, "allowed", allowed=True)
+    if ports.connections.holder(grant.tournament_id, grant.player_id) is None:
+        # A store that was emptied has forgotten whose sockets are open: they share this channel.
+        # Before the lease: whoever gets theirs meanwhile is then the older of the two.
+        _close_at_once(ports, f"me.{grant.tournament_id}.{grant.player_id}")
     before = ports.connections.lease(grant)
     if before is not None:
-        _close_at_once(ports, before)
+        _close_at_once(ports, f"conn.{before}")
     if ports.erasures.is_erased(grant.player_id):
         # The erasure began while we decided, and may have looked for the lease before it stood.
         ports.connections.release(grant.tournament_id, grant.player_id)
@@ -170,9 +174,9 @@ def _shown_channels(grant: Grant) -> list[str]:
     ]
 
 
-def _close_at_once(ports: Ports, connection_id: str) -> None:
+def _close_at_once(ports: Ports, channel: str) -> None:
     try:
-        ports.gateway.close(f"conn.{connection_id}")
+        ports.gateway.close(channel)
     except TransientError as error:
         # It is due to be closed within a second, and again until that works.
         logger.warning("a socket stays open a little", extra=telemetry.fields(error=str(error)))

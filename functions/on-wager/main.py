@@ -13,11 +13,12 @@ posts a CloudEvent, it is checked the same way and produced to `wagers`; answere
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
@@ -29,6 +30,7 @@ from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import check, connect
 from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.adapters.redis_progress import RedisProgress
 from leaderboard.codec import decode_http
 from leaderboard.errors import (
@@ -37,13 +39,22 @@ from leaderboard.errors import (
     RefusedError,
     SettingsError,
 )
-from leaderboard.events import WAGERS, TournamentScheduled
+from leaderboard.events import WAGERS, PlayerErased, TournamentScheduled
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import Answer, Call, HttpApp, Route
 from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused, ReplayError
 from leaderboard.model import Disposition, Offset, TournamentId
-from leaderboard.ports import BatchApplied, Board, Directory, Feed, Outgoing, Progress, Summary
+from leaderboard.ports import (
+    BatchApplied,
+    Board,
+    Directory,
+    Erasures,
+    Feed,
+    Outgoing,
+    Progress,
+    Summary,
+)
 from leaderboard.settings import (
     ConsumerSettings,
     KafkaSettings,
@@ -57,7 +68,8 @@ if TYPE_CHECKING:
     from flask import Request, Response
 
 NAME = "on-wager"
-KNOWN_SECONDS = 2.0
+LOOK_SECONDS = 1.0
+KNOWN_SECONDS = 4.0
 """How long a wager over HTTP waits for a tournament whose schedule may be on its way."""
 logger = logging.getLogger(NAME)
 
@@ -66,6 +78,7 @@ logger = logging.getLogger(NAME)
 class _Owned:
     """What this process knows of a partition that it owns."""
 
+    log_id: str
     low: Offset
     advanced: Offset | None
     """The last offset whose effects the boards hold, as they said themselves."""
@@ -80,18 +93,29 @@ class _Owned:
 class OnWager:
     """The function. Safe to repeat with any batch, and to kill between any two lines."""
 
-    def __init__(self, board: Board, directory: Directory, progress: Progress, feed: Feed) -> None:
+    def __init__(
+        self,
+        board: Board,
+        directory: Directory,
+        progress: Progress,
+        feed: Feed,
+        erasures: Erasures,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._board = board
         self._directory = directory
         self._progress = progress
         self._feed = feed
+        self._erasures = erasures
+        self._clock = clock
         self._owned: dict[int, _Owned] = {}
+        self._looked_at = -math.inf
 
     def assigned(self, assignment: Assignment) -> Offset | None:
         """Where the boards stand, if that is before the group: then they have lost writes."""
         log_id, partition = assignment.log_id, assignment.partition
         advanced = self._progress.read(log_id, partition)
-        self._owned[partition] = _Owned(assignment.low, advanced)
+        self._owned[partition] = _Owned(log_id, assignment.low, advanced)
         if assignment.committed is None:
             return None
         start = assignment.low if advanced is None else Offset(advanced + 1)
@@ -118,7 +142,7 @@ class OnWager:
                     "a board has lost writes",
                     extra=telemetry.fields(tournament=tournament_id, stands_at=behind.stands_at),
                 )
-                raise self._behind(batch) from None
+                raise self._behind(batch.partition) from None
             if applied.unconfirmed:
                 self._feed.publish_changes(applied.unconfirmed)
             refused += refusals(entries, applied)
@@ -144,6 +168,11 @@ class OnWager:
                 self._directory.put(Summary(tournament_id, applied.terms))
                 owned.shown[tournament_id] = applied.terms.revision
             owned.applied[tournament_id] = applied.offset
+        for entry in entries:
+            if isinstance(entry.event.data, PlayerErased):
+                # Known already, unless a store that was emptied has forgotten who is forgotten.
+                erasure_id = entry.event.data.erasure_id
+                self._erasures.restore(erasure_id, tournament_id, entry.event.time_ms)
         return applied
 
     def _check_witness(self, batch: Batch, owned: _Owned) -> None:
@@ -153,25 +182,26 @@ class OnWager:
             return
         stands_at = self._progress.read(batch.log_id, batch.partition)
         if stands_at is None or stands_at < owned.advanced:
-            raise self._behind(batch)
+            raise self._behind(batch.partition)
 
-    def _behind(self, batch: Batch) -> ReplayError:
+    def _behind(self, partition: int) -> ReplayError:
         """The store has lost writes: from where every board of the partition has to read again.
 
         Not from where the one stands that showed it: a loss may cut a batch between two boards,
         and each shard of a cluster loses on its own. Asked of all boards that this process knows,
         and then forgotten, for nothing known of them holds."""
-        owned = self._owned[batch.partition]
-        advanced = self._progress.read(batch.log_id, batch.partition)
+        owned = self._owned[partition]
+        advanced = self._progress.read(owned.log_id, partition)
         stands_at: list[int | None] = [advanced]
         for tournament_id, after in owned.applied.items():
             try:
-                self._board.apply(tournament_id, batch.log_id, after, (), None)
+                self._board.apply(tournament_id, owned.log_id, after, (), None)
             except BoardBehindError as behind:
                 stands_at.append(behind.stands_at)
-        self._owned[batch.partition] = _Owned(owned.low, advanced)
+        self._owned[partition] = _Owned(owned.log_id, owned.low, advanced)
         known = [offset for offset in stands_at if offset is not None]
-        return ReplayError(Offset(min(known) + 1) if len(known) == len(stands_at) else None)
+        start = Offset(min(known) + 1) if len(known) == len(stands_at) else None
+        return ReplayError(start, partition)
 
     def settle(self, batch: Batch) -> None:
         """Tell the boards how far they are, and remember what need not be emitted again.
@@ -186,7 +216,7 @@ class OnWager:
                 "the boards have lost writes",
                 extra=telemetry.fields(partition=batch.partition, stands_at=stood),
             )
-            raise self._behind(batch)
+            raise self._behind(batch.partition)
         owned.advanced = last if stood is None else max(last, stood)
         for entry in batch.entries:
             tournament_id = entry.event.tournament_id
@@ -199,7 +229,23 @@ class OnWager:
         return next_offset
 
     def tick(self) -> float:
-        return 1.0
+        """Once a second: have the boards lost writes while nothing came? Quiet tournaments are
+        missed like busy ones, and a producer over HTTP may be told that there are none."""
+        now = self._clock()
+        if now < self._looked_at + LOOK_SECONDS:
+            return self._looked_at + LOOK_SECONDS - now
+        for partition, owned in self._owned.items():
+            if owned.advanced is None:
+                continue
+            stands_at = self._progress.read(owned.log_id, partition)
+            if stands_at is None or stands_at < owned.advanced:
+                logger.warning(
+                    "the boards have lost writes",
+                    extra=telemetry.fields(partition=partition, stands_at=stands_at),
+                )
+                raise self._behind(partition)
+        self._looked_at = now
+        return LOOK_SECONDS
 
 
 def by_tournament(entries: Iterable[LogEntry]) -> dict[TournamentId, list[LogEntry]]:
@@ -299,7 +345,9 @@ def consume() -> None:
 
     def function() -> OnWager:
         board = RedisBoard(client(), tombstones.bytes())
-        return OnWager(board, RedisDirectory(client()), RedisProgress(client()), feed)
+        directory, progress = RedisDirectory(client()), RedisProgress(client())
+        erasures = RedisErasures(client(), tombstones.bytes())
+        return OnWager(board, directory, progress, feed, erasures)
 
     ready = {"redis": lambda: check(client())}
     KafkaHost(NAME, WAGERS, function, feed, kafka, consumer, ready).run()

@@ -99,7 +99,11 @@ Money = Annotated[int, Field(ge=0, lt=SCORE_LIMIT)]
 Number = Annotated[int, Field(gt=-SCORE_LIMIT, lt=SCORE_LIMIT)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,64}$")]
+_SHOWABLE: Final = (
+    r"^[^\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]{1,64}$"
+)
+Name = Annotated[str, StringConstraints(pattern=_SHOWABLE)]
+"""What people see: no control or formatting characters, which could turn others' text round."""
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9]{2,7}$")]
 Time = Annotated[
     AwareDatetime,

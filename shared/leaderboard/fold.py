@@ -259,6 +259,10 @@ class Standings:
             return None
         return self._standing(self._rank(player_id), player_id)
 
+    def is_erased(self, player_id: PlayerId) -> bool:
+        """Whether an erasure of the player was applied."""
+        return self._out.get(self._mark(player_id)) is RemovalReason.ERASED
+
     def is_in(self, player_id: PlayerId) -> bool:
         """Whether the player has joined or has a standing."""
         return player_id in self._names or player_id in self._rows

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from leaderboard.errors import Refusal
 from leaderboard.events import Event
@@ -94,6 +94,9 @@ class Board(Protocol):
         self, tournament_id: TournamentId, player_id: PlayerId, radius: int
     ) -> BoardView | None:
         """Standings centred on the player; empty if they have none. One round trip."""
+
+    def is_erased(self, tournament_id: TournamentId, player_id: PlayerId) -> bool:
+        """Whether the board has applied an erasure of the player: nothing brings them back."""
 
     def scores_at(self, tournament_id: TournamentId, ranks: Sequence[int]) -> Curve | None:
         """The scores at these ranks, those beyond the last left out. One round trip."""
@@ -223,6 +226,10 @@ class Connections(Protocol):
         """These were closed; they are due no more."""
 
 
+BOARD_PLACE: Final = "board:"
+"""With a tournament's id behind it, the place of its board in an erasure."""
+
+
 @dataclass(frozen=True, slots=True)
 class Erasure:
     """A request to forget a player, and the places where that is done."""
@@ -246,6 +253,10 @@ class Erasures(Protocol):
 
     def mark(self, erasure_id: str, places: Mapping[str, str]) -> Erasure:
         """Set the state of places; when none is pending the player's id is forgotten."""
+
+    def restore(self, erasure_id: str, tournament_id: TournamentId, requested_at_ms: int) -> None:
+        """The log says that there was such a request, and that this board is done. What is known
+        of it stays."""
 
     def is_erased(self, player_id: PlayerId) -> bool:
         """Whether the player has asked to be forgotten, ever."""

@@ -442,3 +442,12 @@ def test_a_random_log_in_random_batches_equals_the_oracle(
             player_id = PlayerId(f"p{number}")
             assert board.around(T, player_id, 3) == oracle.around(T, player_id, 3)
             assert board.is_in(T, player_id) == oracle.is_in(T, player_id)
+
+
+def test_an_erasure_is_known_to_be_applied_and_a_disqualification_is_none(board: Board) -> None:
+    assert not board.is_erased(T, ALICE)
+    put(board, [scheduled(0), scored(1, ALICE, 1), erased(2, ALICE), disqualified(3, BOB)])
+    assert board.is_erased(T, ALICE)
+    assert not board.is_erased(T, BOB)
+    put(board, [ended(4), erased(5, CAROL)])
+    assert board.is_erased(T, CAROL)

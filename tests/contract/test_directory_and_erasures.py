@@ -131,3 +131,24 @@ def test_server_that_is_away_is_transient(url: str) -> None:
         taken.bind(("127.0.0.1", 0))  # bound, never listening: nobody else gets it
         with pytest.raises(TransientError):
             RedisDirectory(connect(url.format(taken.getsockname()[1]))).all()
+
+
+def test_what_the_log_says_of_an_erasure_survives_an_emptied_store(client: RedisClient) -> None:
+    erasures = RedisErasures(client, TOMBSTONE_KEY)
+    erasure_id = erasures.begin(ALICE, 5).erasure_id
+    erasures.mark(erasure_id, {"board:t1": "pending"})
+    erasures.restore(erasure_id, T, 7)
+    known = erasures.find(erasure_id)
+    assert known is not None
+    assert (known.requested_at_ms, known.places, known.player_id) == (
+        5,
+        {"board:t1": "pending"},
+        ALICE,
+    )
+    client.flushall()
+    assert not erasures.is_erased(ALICE)
+    erasures.restore(erasure_id, T, 7)
+    again = erasures.find(erasure_id)
+    assert again is not None
+    assert (again.requested_at_ms, again.places, again.player_id) == (7, {"board:t1": "done"}, None)
+    assert erasures.is_erased(ALICE)

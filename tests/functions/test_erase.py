@@ -100,7 +100,7 @@ def stage(redis_url: str) -> Iterator[Stage]:
         yield Stage(one, ports, feed, keeper, gateway, redis)
 
 
-BOARDS = {"board:played", "board:joined", "board:ended"}
+BOARDS = {"board:played", "board:joined", "board:ended", "board:other"}
 PLACES = BOARDS | {"sockets", "gdpr-events"}
 
 
@@ -113,7 +113,7 @@ def _check_forgotten(stage: Stage, erasure_id: str) -> None:
         assert not stage.ports.board.is_in(name, ALICE)
         assert stage.ports.board.is_in(name, BOB)
     ids = [one.id for one in stage.feed.events(ev.WAGERS)]
-    assert set(ids) == {f"{erasure_id}/{name}" for name in (PLAYED, JOINED, ENDED)}
+    assert set(ids) == {f"{erasure_id}/{name}" for name in (PLAYED, JOINED, ENDED, OTHER)}
     gdpr = stage.feed.events(ev.GDPR_EVENTS)
     assert {(one.id, one.player_id, one.tournament_id) for one in gdpr} == {
         (erasure_id, ALICE, None)
@@ -133,7 +133,7 @@ def test_player_is_forgotten_everywhere(stage: Stage) -> None:
     assert status == 202
     _check_forgotten(stage, erasure_id)
     events = stage.feed.events(ev.WAGERS)
-    assert len(events) == 3
+    assert len(events) == 4
     for one in [*events, *stage.feed.events(ev.GDPR_EVENTS)]:
         assert (one.source, one.subject) == ("/erase", "alice")
         assert isinstance(one.data, ev.PlayerErased)
@@ -171,7 +171,7 @@ def test_same_request_again_has_the_same_id_and_changes_nothing(stage: Stage) ->
     assert stage.post() == first
     _check_forgotten(stage, first[1])
     assert len(stage.feed.events(ev.GDPR_EVENTS)) == 1
-    assert len(stage.feed.events(ev.WAGERS)) == 3
+    assert len(stage.feed.events(ev.WAGERS)) == 4
 
 
 def test_other_players_have_other_ids_that_tell_nothing(stage: Stage) -> None:
@@ -188,19 +188,33 @@ def test_player_of_no_tournament_is_erased_all_the_same(stage: Stage) -> None:
     assert status == 202
     told = stage.state(erasure_id)
     assert told["state"] == "done"
-    assert told["places"] == {"sockets": "done", "gdpr-events": "done"}
+    open_still = {f"board:{name}" for name in (PLAYED, JOINED, OTHER)}
+    assert told["places"].keys() == open_still | {"sockets", "gdpr-events"}
     assert stage.ports.erasures.is_erased(PlayerId("stranger"))
-    assert stage.feed.events(ev.WAGERS) == []
+
+
+def test_event_on_its_way_does_not_bring_the_player_onto_a_board(stage: Stage) -> None:
+    """The consumer is behind: the board has not shown the player yet when it is asked."""
+    stage.keeper.is_away = True
+    _, erasure_id = stage.post()
+    assert stage.state(erasure_id)["places"]["board:other"] == "pending"
+    stage.keeper.apply(OTHER, [scored(5, ALICE, 99, tournament_id=OTHER)])
+    assert stage.ports.board.is_in(OTHER, ALICE)
+    assert stage.state(erasure_id)["places"]["board:other"] == "pending"
+    stage.catch_up()
+    _check_forgotten(stage, erasure_id)
 
 
 def test_repeated_request_finds_what_the_player_entered_meanwhile(stage: Stage) -> None:
     _, erasure_id = stage.post()
-    stage.keeper.apply(OTHER, [scored(5, ALICE, 99, tournament_id=OTHER)])
+    late = TournamentId("late")
+    entries = [scheduled(4, late), scored(5, ALICE, 99, tournament_id=late)]
+    stage.keeper.apply(late, entries)
     assert stage.post() == (202, erasure_id)
-    assert not stage.ports.board.is_in(OTHER, ALICE)
+    assert not stage.ports.board.is_in(late, ALICE)
     told = stage.state(erasure_id)
-    assert told["places"]["board:other"] == "done"
-    assert stage.feed.events(ev.WAGERS)[-1].id == f"{erasure_id}/other"
+    assert told["places"]["board:late"] == "done"
+    assert stage.feed.events(ev.WAGERS)[-1].id == f"{erasure_id}/late"
     assert stage.knows("alice") == []
 
 

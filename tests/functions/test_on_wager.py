@@ -24,7 +24,7 @@ from leaderboard.hosts.kafka import Assignment, Batch, ReplayError
 from leaderboard.model import Offset, PositionChange, TournamentId
 from leaderboard.ports import Board, Directory, Outgoing, Progress, Summary
 from logs import LOG, TOMBSTONE_KEY
-from ports import Countdown, Interrupted
+from ports import Countdown, Interrupted, RestoredErasures
 
 TOURNAMENTS = tuple(TournamentId(name) for name in ("t1", "t2", "t3"))
 REMEMBERED = 3
@@ -253,7 +253,7 @@ def maker(
 
     def make() -> Any:
         cut = (Interrupted(one, steps) for one in (ports.board, ports.directory, ports.progress))
-        return (of or on_wager.main.OnWager)(*cut, ports.feed)
+        return (of or on_wager.main.OnWager)(*cut, ports.feed, RestoredErasures())
 
     return make
 
@@ -542,13 +542,13 @@ def test_without_the_witness_a_lost_board_is_taken_for_one_that_never_was(
 def test_without_asking_all_boards_where_they_stand_a_cut_batch_shows(
     on_wager: Hosted, client: redis.Redis
 ) -> None:
-    def only_the_boards_own_word(self: Any, batch: Batch) -> ReplayError:
-        owned = self._owned[batch.partition]
-        view = self._board.top(batch.entries[0].event.tournament_id, 1)
-        self._owned[batch.partition] = type(owned)(owned.low, None)
-        return ReplayError(None if view is None else Offset(view.sequence + 1))
+    def only_one_boards_word(self: Any, partition: int) -> ReplayError:
+        owned = self._owned[partition]
+        view = self._board.top(next(iter(owned.applied)), 1)
+        self._owned[partition] = type(owned)(owned.log_id, owned.low, None)
+        return ReplayError(None if view is None else Offset(view.sequence + 1), partition)
 
-    hasty = type("Hasty", (on_wager.main.OnWager,), {"_behind": only_the_boards_own_word})
+    hasty = type("Hasty", (on_wager.main.OnWager,), {"_behind": only_one_boards_word})
     entries = mixed_log(1)
     expected = undisturbed(on_wager, entries)
     chance, endings = random.Random(1), []

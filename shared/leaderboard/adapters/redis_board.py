@@ -280,6 +280,13 @@ class RedisBoard:
     ) -> BoardView | None:
         return self._view(tournament_id, "around", player_id, radius)
 
+    def is_erased(self, tournament_id: TournamentId, player_id: PlayerId) -> bool:
+        if self._tombstone_key is None:
+            raise ValueError("only who holds the tombstone key can tell whom one stands for")
+        mark = tombstone(self._tombstone_key, tournament_id, player_id)
+        with transient():
+            return bool(self._client.hget(_keys(tournament_id)[7].decode(), mark) == b"E")
+
     def scores_at(self, tournament_id: TournamentId, ranks: Sequence[int]) -> Curve | None:
         answer = self._read(_keys(tournament_id)[:4], -1, "scores", *ranks)
         if answer is None:

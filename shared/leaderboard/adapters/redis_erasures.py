@@ -13,8 +13,8 @@ from typing import Final
 
 from leaderboard.adapters.redis_client import RedisClient, transient
 from leaderboard.errors import NotFoundError
-from leaderboard.model import PlayerId
-from leaderboard.ports import Erasure
+from leaderboard.model import PlayerId, TournamentId
+from leaderboard.ports import BOARD_PLACE, Erasure
 
 _PLACE: Final = b"place:"
 
@@ -22,6 +22,11 @@ _BEGIN: Final = """
 redis.call('HSETNX', KEYS[1], 'requested_at_ms', ARGV[2])
 redis.call('HSET', KEYS[1], 'player_id', ARGV[1])
 return redis.call('HGETALL', KEYS[1])
+"""
+
+_RESTORE: Final = """
+redis.call('HSETNX', KEYS[1], 'requested_at_ms', ARGV[1])
+redis.call('HSETNX', KEYS[1], ARGV[2], 'done')
 """
 
 # What is done stays done: two requests at once can't reopen a place for one another.
@@ -82,6 +87,13 @@ class RedisErasures:
         if not rows:
             raise NotFoundError("there is no such erasure")
         return _erasure(erasure_id, rows)
+
+    def restore(self, erasure_id: str, tournament_id: TournamentId, requested_at_ms: int) -> None:
+        """The log says that there was such a request, and that this board is done. What is known
+        of it stays."""
+        place = f"{_PLACE.decode()}{BOARD_PLACE}{tournament_id}"
+        with transient():
+            self._client.eval(_RESTORE, 1, _key(erasure_id), str(requested_at_ms), place)
 
     def is_erased(self, player_id: PlayerId) -> bool:
         """Whether the player has asked to be forgotten, ever."""

@@ -20,7 +20,7 @@ from confluent_kafka import Message
 
 from leaderboard import telemetry
 from leaderboard.codec import decode_kafka
-from leaderboard.errors import LeaderboardError, RefusedError, TransientError
+from leaderboard.errors import LeaderboardError, RefusedError, SettingsError, TransientError
 from leaderboard.events import Event, Record, dead_letter_topic, format_time_ms
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.health import HealthServer
@@ -41,9 +41,11 @@ class ReplayError(LeaderboardError):
     """The handler has to read the partition again, from `offset` (None: as far back as it
     goes)."""
 
-    def __init__(self, offset: Offset | None) -> None:
+    def __init__(self, offset: Offset | None, partition: int | None = None) -> None:
         super().__init__(f"replay from {offset}")
         self.offset = offset
+        self.partition = partition
+        """Which one, where it is not that of the batch at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,9 @@ class Handler(Protocol):
         """How far the partition may be committed: `next_offset`, or less while work is open."""
 
     def tick(self) -> float:
-        """Do what is due by the clock; the seconds until the next call is wanted."""
+        """Do what is due by the clock; the seconds until the next call is wanted.
+
+        Raises ReplayError naming an owned partition to read that one again."""
 
 
 class RecordSink(Protocol):
@@ -153,7 +157,10 @@ class KafkaHost:
                 signal.signal(number, lambda *_: self.stop())
         checks = {"kafka": self._check_kafka, **self._ready}
         address = (self._settings.host, self._settings.port)
-        health = HealthServer(self._name, address, self._is_alive, checks)
+        try:
+            health = HealthServer(self._name, address, self._is_alive, checks)
+        except OSError as error:
+            raise SettingsError(f"HOST, PORT: can't listen on {address}: {error}") from None
         health.start()
         self._group.join()
         try:
@@ -178,7 +185,13 @@ class KafkaHost:
 
     def _turn(self, handler: Handler) -> None:
         self._beat = time.monotonic()
-        wanted = self._retried(handler.tick)
+        try:
+            wanted = self._retried(handler.tick)
+        except ReplayError as replay:
+            if replay.partition is None or not self._group.owns(replay.partition):
+                raise
+            self._replay(replay.partition, replay.offset)
+            wanted = 0.0
         self._group.receive(min(wanted, IDLE_SECONDS), self._settings.batch_size)
         if fresh := self._group.fresh():
             self._log.ask_anew()

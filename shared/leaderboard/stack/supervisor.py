@@ -81,7 +81,9 @@ class Supervisor:
         except OSError:
             self._lock.close()
             raise StackError(f"another stack is running in {self._folder}; stop it first") from None
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # What a killed stack left tells of processes that are gone.
+        self._env_path.unlink(missing_ok=True)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _request_stop)
 
     def start(self, services: Sequence[Service]) -> None:
