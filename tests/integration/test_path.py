@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
 from leaderboard import events as ev
@@ -124,6 +126,32 @@ def test_a_ticket_is_good_once(path: Path) -> None:
     url = path.ticket(tournament_id, "alice").json()["url"]
     path.players.connect(url).close()
     assert path.players.refused(url) == 403
+
+
+def test_an_erasure_waits_for_events_that_are_on_their_way(path: Path) -> None:
+    tournament_id, player_id = unique("lag"), unique("late")
+    scheduled = path.publish([schedule(tournament_id)])[0]
+    path.reached(tournament_id, scheduled.offset)
+    pid = int(path.stack.env()["PID_ON_WAGER_1"])
+    url, operator = f"{path.settings['ERASE_URL']}/v1/erasures", path.headers("operator")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        last = path.publish([wager(tournament_id, player_id, 777), wager(tournament_id, "bob", 1)])[
+            -1
+        ]
+        asked = path.http.post(url, json={"player_id": player_id}, headers=operator).json()
+        told = path.http.get(f"{url}/{asked['erasure_id']}", headers=operator).json()
+        assert told["state"] == "pending"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    path.reached(tournament_id, last.offset + 1)
+    assert [row["player_id"] for row in path.standings(tournament_id)] == ["bob"]
+
+    def state() -> str:
+        answer = path.http.get(f"{url}/{asked['erasure_id']}", headers=operator)
+        return str(answer.raise_for_status().json()["state"])
+
+    wait_for(lambda: state() == "done", 10)
 
 
 def test_every_connection_attempt_is_recorded(path: Path) -> None:
