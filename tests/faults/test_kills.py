@@ -30,7 +30,7 @@ DUPLICATES = 0.01
 KILLS = 5
 SOCKETS_EACH = 2
 CHUNK = 250
-RATE = 2_200
+RATE = 1_800
 """Wagers a second: few enough that they last until the last kill."""
 
 
@@ -69,7 +69,8 @@ class Killer:
         wait_for(lambda: self._open_work() > 0, 30)
         pid = self._pid()
         os.kill(pid, signal.SIGKILL)
-        # Counted with nobody there to do it: what the kill left undone, or kept from being done.
+        # With nobody there to do it: what the kill left undone, or keeps from being done.
+        wait_for(lambda: self._open_work() > 0, 5)
         self.interrupted.append(self._open_work())
         wait_for(lambda: self._pid() != pid, 30)
         before = sum(self._path.sequence(t) for t in self._produced)
