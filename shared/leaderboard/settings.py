@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -103,6 +103,29 @@ def _seeds(text: str) -> str:
     return text
 
 
+_DATABASES: Final = {
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+    "sqlite": "sqlite",
+    "mssql+pyodbc": "mssql+pyodbc",
+}
+"""Schemes that we take, and SQLAlchemy's names of dialect and driver for them."""
+
+
+def _database(text: str) -> str:
+    scheme, _, rest = text.partition("://")
+    name = _DATABASES.get(scheme)
+    is_file = scheme == "sqlite"
+    # SQLite's place is a path: `sqlite:///relative` or `sqlite:////absolute`.
+    if name is None or (not rest.startswith("/") if is_file else not _is_place(_netloc(text)[1])):
+        raise ValueError(
+            "is no postgresql://user:password@host:port/name, sqlite:///path or mssql+pyodbc://…"
+        )
+    if is_file and len(rest) < 2:
+        raise ValueError("names no file: a record in memory would be gone with the process")
+    return f"{name}://{rest}"
+
+
 def _origins(text: str) -> str:
     for origin in filter(None, map(str.strip, text.split(","))):
         parts = urlsplit(origin)
@@ -182,6 +205,13 @@ class RedisSettings(_Settings):
     """Where the boards are: one server, or the seed list of a cluster (more than one host)."""
 
     url: Annotated[str, AfterValidator(_seeds)] = Field(alias="REDIS_URL", repr=False)
+
+
+class DatabaseSettings(_Settings):
+    """A database: the system of record, or (for the relay) the game platform's own."""
+
+    url: Annotated[str, AfterValidator(_database)] = Field(alias="DATABASE_URL", repr=False)
+    """As SQLAlchemy takes it, with the driver's name."""
 
 
 class TombstoneSettings(_Settings):
