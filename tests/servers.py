@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from leaderboard.stack.postgres import DATABASE, USER, PostgresServer
 from leaderboard.stack.process import LOOPBACK, StackError, accepts, free_port
 from leaderboard.stack.servers import (
     KafkaServer,
@@ -85,6 +86,39 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.bootstrap_servers
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """DATABASE_URL of a PostgreSQL of this run's own. Tests share it: make your own schema or
+    database in it."""
+    if given := os.environ.get("TEST_POSTGRES_URL"):
+        yield given
+        return
+    try:
+        server = PostgresServer(tmp_path_factory.mktemp("postgres"))
+    except StackError as error:
+        yield from _postgres_container(str(error))
+        return
+    try:
+        server.start()
+        yield server.url
+    finally:
+        server.stop()
+
+
+def _postgres_container(why_not_local: str) -> Iterator[str]:
+    port = free_port()
+    settings = {
+        "POSTGRES_HOST_AUTH_METHOD": "trust",
+        "POSTGRES_DB": DATABASE,
+        "POSTGRES_USER": USER,
+        "POSTGRES_INITDB_ARGS": "--encoding=UTF8 --locale=C",
+    }
+    command = f"postgres -c port={port} -c listen_addresses={LOOPBACK} -c timezone=UTC"
+    with _container("postgres:15", command, settings, "TEST_POSTGRES_URL", why_not_local):
+        _wait_for([port])
+        yield f"postgresql://{USER}@{LOOPBACK}:{port}/{DATABASE}"
 
 
 def _single(

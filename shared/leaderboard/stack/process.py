@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -94,11 +95,21 @@ def _die_with_parent(number: int) -> Callable[[], None]:
     return ask_kernel
 
 
+@dataclass(frozen=True, slots=True)
+class RunAs:
+    """The numbers of a user and a group, for a child that must not be root."""
+
+    user: int
+    group: int
+
+
 class Process:
     """One child process, started and stopped as often as wanted; its output goes to a file.
 
     `death_signal` is what the child gets when we die: SIGKILL, since a drain could wait for
-    servers that die as well; SIGTERM for one whose own children must be told."""
+    servers that die as well; SIGTERM for one whose own children must be told. Before a start
+    `argv`, `log_path`, `pass_fds` (descriptors that the child keeps) and `stop_signal` (how it is
+    asked to end) may be set anew."""
 
     def __init__(
         self,
@@ -109,10 +120,14 @@ class Process:
         environ: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         death_signal: signal.Signals = signal.SIGKILL,
+        run_as: RunAs | None = None,
     ) -> None:
         self.name = name
+        self.argv = list(argv)
+        self.pass_fds: Sequence[int] = ()
+        self.stop_signal = signal.SIGTERM
         self._death_signal = death_signal
-        self._argv = list(argv)
+        self._run_as = run_as
         self._environ = None if environ is None else dict(environ)
         self._cwd = cwd
         self.log_path = log_path
@@ -130,19 +145,24 @@ class Process:
         """Start the child. Does not wait until it is ready."""
         self._asked = False
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        other = self._run_as
         with self.log_path.open("ab") as log:
             try:
                 self._popen = subprocess.Popen(
-                    self._argv,
+                    self.argv,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=self._environ,
                     cwd=self._cwd,
                     start_new_session=True,
+                    pass_fds=self.pass_fds,
+                    user=None if other is None else other.user,
+                    group=None if other is None else other.group,
+                    extra_groups=None if other is None else [],
                     preexec_fn=_die_with_parent(self._death_signal),  # noqa: PLW1509 - one prctl, see there
                 )
-            except OSError as error:
+            except (OSError, subprocess.SubprocessError) as error:
                 raise StackError(f"{self.name} can't be started: {error}") from None
 
     def exit_code(self) -> int | None:
@@ -175,16 +195,16 @@ class Process:
         return f"{lines[-1].strip()} (see {self.log_path})" if lines else "it said nothing"
 
     def ask_to_stop(self) -> None:
-        """Send SIGTERM (and SIGCONT, should it be stopped) and return at once.
+        """Send `stop_signal` (and SIGCONT, should it be stopped) and return at once.
 
         Only the first call sends: many programs take a second one for impatience."""
         if self._popen is not None and self.is_running() and not self._asked:
             self._asked = True
-            self._popen.send_signal(signal.SIGTERM)
+            self._popen.send_signal(self.stop_signal)
             self._popen.send_signal(signal.SIGCONT)
 
     def stop(self, timeout_seconds: float = 10) -> None:
-        """SIGTERM, wait, then SIGKILL for the child and whatever it started. No error if ended."""
+        """Ask, wait, then SIGKILL for the child and whatever it started. No error if ended."""
         if self._popen is None:
             return
         self.ask_to_stop()
