@@ -5,19 +5,21 @@ raises TransientError when the dependency is away: nothing is lost then.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from leaderboard.errors import Refusal
 from leaderboard.events import Event
-from leaderboard.fold import LogEntry, Terms
+from leaderboard.fold import LogEntry, RemovalReason, Terms
 from leaderboard.model import (
     Disposition,
     Offset,
     PlayerId,
     PositionChange,
+    Score,
     Standing,
+    State,
     TournamentId,
 )
 
@@ -59,6 +61,37 @@ class Curve:
     sequence: Offset
     points: Sequence[tuple[int, int]]
     """(rank, score)."""
+
+
+class PlayerRow(NamedTuple):
+    """A player's score, and the sequence at which the pair was reached."""
+
+    player_id: PlayerId
+    score: Score
+    reached: Offset
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that a board holds, folded from every event of the log up to `offset`, nothing of it
+    unconfirmed. The iterables come in chunks of some thousand and can be read once."""
+
+    tournament_id: TournamentId
+    log_id: str
+    offset: Offset
+    sequence: Offset
+    terms: Terms
+    players: int
+    """How many rows there are."""
+    rows: Iterable[Sequence[PlayerRow]]
+    names: Iterable[Sequence[tuple[PlayerId, str | None]]]
+    """Who joined, with the display name."""
+    older: Iterable[Sequence[bytes]]
+    newer: Iterable[Sequence[bytes]]
+    """The two generations of applied ids (see `fold.SeenIds`)."""
+    numbers: Mapping[str, int]
+    out: Mapping[bytes, RemovalReason]
+    """Who stays out, by tombstone."""
 
 
 class Board(Protocol):
@@ -104,6 +137,35 @@ class Board(Protocol):
     def is_in(self, tournament_id: TournamentId, player_id: PlayerId) -> bool:
         """Whether the player has joined or has a standing."""
 
+    def stands_at(
+        self, log_id: str, tournaments: Sequence[TournamentId]
+    ) -> Sequence[Offset | None]:
+        """The offset up to which each of these boards has the log; None where there is none.
+        One round trip to each shard. Raises ForeignLogError as `apply` does."""
+
+    def rows(
+        self, tournament_id: TournamentId, players: Sequence[PlayerId]
+    ) -> tuple[Offset, Sequence[PlayerRow | None]] | None:
+        """The board's sequence and the rows of these players, in one atomic step."""
+
+    def restore(
+        self,
+        snapshot: Snapshot,
+        *,
+        force: bool = False,
+        loaded: Callable[[int], None] = lambda rows: None,
+    ) -> bool:
+        """Put the snapshot where no board is, or one that stands below it, or (`force`) any.
+
+        Loaded aside and swapped in by compare, so readers see the old board or the whole new one,
+        and a try that broke off leaves nothing that counts. False where a board stands at or
+        above the snapshot by then: it stays. `loaded` is told the rows of each chunk. Raises
+        ForeignLogError for a board of another log."""
+
+    def expire(self, tournament_id: TournamentId, sequence: Offset, at_ms: int) -> bool:
+        """Let the whole board go at `at_ms` (since 1970), also what is written to it until then,
+        if it stands at this sequence; False where it does not, or is not there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -124,6 +186,30 @@ class Directory(Protocol):
 
     def all(self) -> Sequence[Summary]:
         """Every tournament, in order of start and id."""
+
+
+class Record(Protocol):
+    """The record's answers, the same that a board gives, at the sequence that it has reached."""
+
+    def find(self, tournament_id: TournamentId) -> Summary | None:
+        """One tournament, None where the record knows none (yet)."""
+
+    def all(self, state: State | None = None) -> Sequence[Summary]:
+        """Every tournament there ever was, in order of start and id."""
+
+    def sequences(self, tournaments: Sequence[TournamentId]) -> Mapping[TournamentId, Offset]:
+        """The sequence that each has reached, those left out that it does not know."""
+
+    def top(self, tournament_id: TournamentId, limit: int, after_rank: int = 0) -> BoardView | None:
+        """As `Board.top`."""
+
+    def player(self, tournament_id: TournamentId, player_id: PlayerId) -> BoardView | None:
+        """As `Board.player`."""
+
+    def around(
+        self, tournament_id: TournamentId, player_id: PlayerId, radius: int
+    ) -> BoardView | None:
+        """As `Board.around`."""
 
 
 class Progress(Protocol):
