@@ -66,6 +66,7 @@ __all__ = [
     "Verdict",
     "decide",
     "event_key",
+    "outcome",
 ]
 
 
@@ -116,6 +117,38 @@ class Applied:
     change: PositionChange | None = None
 
 
+def outcome(
+    rules: ev.Rules,
+    action: Action,
+    *,
+    is_known: bool,
+    out: RemovalReason | None,
+    has_joined: bool,
+    current: Score | None,
+) -> Score | Disposition | Refusal:
+    """What an action comes to, given what the rows know: the player's score after it; APPLIED for
+    one that changes no score; or why it does not count.
+
+    `is_known`: the event was applied before. `out`: why the player stays out, if so."""
+    if is_known:
+        return Disposition.DUPLICATE
+    if isinstance(action, Remove):
+        return Disposition.APPLIED
+    if out is not None:
+        return Disposition(out.value)
+    if isinstance(action, Join):
+        return Disposition.APPLIED
+    if rules.join == "required" and not has_joined:
+        return Disposition.NOT_JOINED
+    if isinstance(action, Earn):
+        score = combine(rules.operator, rules.order, current, action.points)
+    elif current is None:
+        score = Score(action.delta)
+    else:
+        score = Score(current.score + action.delta, current.subscore)
+    return score if score.in_range() else Refusal.SCORE_OUT_OF_RANGE
+
+
 class Standings:
     """The rows of one tournament in their order: the second half of the fold.
 
@@ -149,38 +182,32 @@ class Standings:
         """Do the action at the entry's place in the log, at most once."""
         if not self._rows and self._order is not rules.order:
             self._order = rules.order
-        if self._seen.knows(entry.event):
-            return Applied(Disposition.DUPLICATE)
-        if isinstance(action, Remove):
-            applied = self._remove(entry, action)
-        elif (reason := self._out.get(self._mark(action.player_id))) is not None:
-            return Applied(Disposition(reason.value))
-        elif isinstance(action, Join):
-            self._names[action.player_id] = action.display_name
-            applied = Applied(Disposition.APPLIED)
-        else:
-            applied = self._score(rules, entry, action)
-        if applied.verdict is Disposition.APPLIED:
-            self._seen.add(entry.event)
-            self.sequence = entry.offset
-        return applied
-
-    def _score(self, rules: ev.Rules, entry: LogEntry, action: Earn | Adjust) -> Applied:
         player_id = action.player_id
-        if rules.join == "required" and player_id not in self._names:
-            return Applied(Disposition.NOT_JOINED)
         row = self._rows.get(player_id)
-        current = None if row is None else row.score
-        if isinstance(action, Adjust):
-            score = Score(action.delta) if current is None else current
-            if current is not None:
-                score = Score(current.score + action.delta, current.subscore)
+        came = outcome(
+            rules,
+            action,
+            is_known=self._seen.knows(entry.event),
+            out=self._out.get(self._mark(player_id)) if self._out else None,
+            has_joined=player_id in self._names,
+            current=None if row is None else row.score,
+        )
+        if not isinstance(came, Score):
+            if came is not Disposition.APPLIED:
+                return Applied(came)
+            change = self._remove(entry, action) if isinstance(action, Remove) else None
+            if isinstance(action, Join):
+                self._names[player_id] = action.display_name
         else:
-            score = combine(rules.operator, rules.order, current, action.points)
-        if not score.in_range():
-            return Applied(Refusal.SCORE_OUT_OF_RANGE)
-        if score == current:
-            return Applied(Disposition.APPLIED)
+            change = self._score(entry, player_id, came)
+        self._seen.add(entry.event)
+        self.sequence = entry.offset
+        return Applied(Disposition.APPLIED, change)
+
+    def _score(self, entry: LogEntry, player_id: PlayerId, score: Score) -> PositionChange | None:
+        row = self._rows.get(player_id)
+        if row is not None and row.score == score:
+            return None
         old_rank = None if row is None else self._rank(player_id)
         if row is not None:
             self._ranked.remove(player_id)
@@ -188,11 +215,10 @@ class Standings:
         self._ranked.add(player_id)
         new_rank = self._rank(player_id)
         if not is_visible(old_rank, new_rank, rescored=True):
-            return Applied(Disposition.APPLIED)
-        change = self._change(entry, player_id, old_rank, new_rank, score)
-        return Applied(Disposition.APPLIED, change)
+            return None
+        return self._change(entry, player_id, old_rank, new_rank, score)
 
-    def _remove(self, entry: LogEntry, action: Remove) -> Applied:
+    def _remove(self, entry: LogEntry, action: Remove) -> PositionChange | None:
         player_id = action.player_id
         mark = self._mark(player_id)
         if self._out.get(mark) is not RemovalReason.ERASED:
@@ -200,16 +226,15 @@ class Standings:
         self._names.pop(player_id, None)
         row = self._rows.get(player_id)
         if row is None:
-            return Applied(Disposition.APPLIED)
+            return None
         old_rank = self._rank(player_id)
         self._ranked.remove(player_id)
         del self._rows[player_id]
         if action.keep_row:
             self._rows[erased_name(mark)] = row
             self._ranked.add(erased_name(mark))
-            return Applied(Disposition.APPLIED)
-        change = self._change(entry, player_id, old_rank, None, row.score)
-        return Applied(Disposition.APPLIED, change)
+            return None
+        return self._change(entry, player_id, old_rank, None, row.score)
 
     def _change(
         self,
