@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
+STACK_ARGS ?=
 
 .PHONY: help
 help: ## List these targets.
@@ -20,8 +21,8 @@ run: $(STAMP) ## Embedded stack with sample players; prints the board's address;
 	@exec $(BIN)/leaderboard run
 
 .PHONY: stack
-stack: $(STAMP) kafka ## Local stack: real Kafka, Redis, nginx + Nchan; writes .stack.env.
-	@exec $(BIN)/leaderboard stack --kind local
+stack: $(STAMP) kafka ## Local stack: real Kafka, Redis, PostgreSQL, nginx + Nchan; writes .stack.env.
+	@exec $(BIN)/leaderboard stack --kind local $(STACK_ARGS)
 
 .PHONY: test
 test: check kafka ## Everything that CI runs, with real servers.

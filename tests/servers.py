@@ -16,14 +16,8 @@ import pytest
 
 from leaderboard.stack.postgres import DATABASE, USER, PostgresServer
 from leaderboard.stack.process import LOOPBACK, StackError, accepts, free_port
-from leaderboard.stack.servers import (
-    KafkaServer,
-    RedisCluster,
-    RedisServer,
-    form_cluster,
-    redis_program,
-    valkey_program,
-)
+from leaderboard.stack.redis_cluster import RedisCluster, form_cluster
+from leaderboard.stack.servers import KafkaServer, RedisServer, redis_program, valkey_program
 
 CONTAINER_SECONDS = 120
 
@@ -50,7 +44,8 @@ def redis_cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
     if given := os.environ.get("TEST_REDIS_CLUSTER_URL"):
         yield given
     elif program := redis_program():
-        cluster = RedisCluster(tmp_path_factory.mktemp("redis-cluster"), program=program)
+        folder = tmp_path_factory.mktemp("redis-cluster")
+        cluster = RedisCluster(folder, program=program, replicas=0)
         try:
             cluster.start()
             yield cluster.url

@@ -21,6 +21,7 @@ from running import StackCommand, command, descendants, is_alive, wait_for
 CONTRACT_SETTINGS = {
     "KAFKA_BOOTSTRAP_SERVERS",
     "REDIS_URL",
+    "DATABASE_URL",
     "GATEWAY_KIND",
     "GATEWAY_PUBLISH_URL",
     "GATEWAY_CLIENT_URL",
@@ -34,7 +35,7 @@ CONTRACT_SETTINGS = {
 }
 SERVERS = {
     "embedded": {"PID_REDIS", "PID_ISSUER", "PID_GATEWAY"},
-    "local": {"PID_REDIS", "PID_ISSUER", "PID_GATEWAY", "PID_KAFKA"},
+    "local": {"PID_REDIS", "PID_ISSUER", "PID_GATEWAY", "PID_KAFKA", "PID_POSTGRES"},
 }
 RESTART_SECONDS = 20.0
 HTTP_FUNCTIONS = [f for f in FUNCTIONS if f.url_setting is not None]

@@ -31,7 +31,14 @@ def _replicas(
     type=click.Choice(["local", "embedded"]),
     default="local",
     show_default=True,
-    help="local: real Kafka, Redis, nginx. embedded: Python packages only.",
+    help="local: real Kafka, Redis, PostgreSQL, nginx. embedded: Python packages only.",
+)
+@click.option(
+    "--redis",
+    type=click.Choice(["single", "cluster"]),
+    default="single",
+    show_default=True,
+    help="Of the local stack: one server, or three primaries with a replica each.",
 )
 @click.option("--free-ports", is_flag=True, help="Any free ports instead of the fixed ones.")
 @click.option(
@@ -41,24 +48,27 @@ def _replicas(
     metavar="FUNCTION=N",
     help="Processes of a function that reads Kafka, e.g. on-wager=2. May be given again.",
 )
-def stack(kind: Literal["local", "embedded"], free_ports: bool, replicas: dict[str, int]) -> None:
+def stack(
+    kind: Literal["local", "embedded"], redis: str, free_ports: bool, replicas: dict[str, int]
+) -> None:
     """The functions and all that they stand on, each its own process."""
-    _run(kind, free_ports=free_ports, replicas=replicas, sample_play=False)
+    _run(kind, free_ports=free_ports, replicas=replicas, redis_cluster=redis == "cluster")
 
 
 @click.command(help="Run the embedded stack with sample players; print the board's address.")
 @click.option("--free-ports", is_flag=True, help="Any free ports instead of the fixed ones.")
 def run(free_ports: bool) -> None:
     """The first minute: nothing to install, something to see."""
-    _run("embedded", free_ports=free_ports, replicas={}, sample_play=True)
+    _run("embedded", free_ports=free_ports, sample_play=True)
 
 
 def _run(
     kind: Literal["local", "embedded"],
     *,
     free_ports: bool,
-    replicas: Mapping[str, int],
-    sample_play: bool,
+    replicas: Mapping[str, int] | None = None,
+    sample_play: bool = False,
+    redis_cluster: bool = False,
 ) -> None:
     # Only these commands need the stack's packages.
     from leaderboard.stack.stack import (  # noqa: PLC0415
@@ -80,8 +90,9 @@ def _run(
         kind=kind,
         folder=Path.cwd(),
         free_ports=free_ports,
-        replicas=replicas,
+        replicas=replicas or {},
         sample_play=sample_play,
+        redis_cluster=redis_cluster,
     )
     run_stack(options, tell, ready)
 

@@ -1,4 +1,4 @@
-"""What the functions stand on in a stack: Kafka, Redis, gateway, issuer, with their settings."""
+"""What the functions stand on in a stack: Kafka, stores, gateway, issuer, with their settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Backbone(Protocol):
         """The servers, to be started together before anything else."""
 
     def prepare(self) -> None:
-        """Called once when the servers are ready: topics."""
+        """Called once when the servers are ready: topics, and a cluster of what are several."""
 
     def settings(self) -> dict[str, str]:
         """The part of the contract's settings that depends on the kind."""
@@ -47,11 +47,10 @@ def answers_ok(url: str) -> bool:
         return False
 
 
-def redis_service(folder: Path, logs: Path, port: int, program: str | None = None) -> Service:
-    """Redis with an append-only file, so that a killed one comes back with its boards."""
-    server = RedisServer(folder / "redis", port=port, program=program, append_only=True)
-    server.process.log_path = logs / "redis.log"
-    return Service("REDIS", server.process, server.launch, server.answers, STORES)
+def redis_service(server: RedisServer, logs: Path, label: str = "REDIS") -> Service:
+    """A Redis, or one of several."""
+    server.process.log_path = logs / f"{label.lower().replace('_', '-')}.log"
+    return Service(label, server.process, server.launch, server.answers, STORES)
 
 
 def issuer_service(logs: Path, port: int) -> Service:
@@ -69,7 +68,6 @@ def common_settings(ports: Mapping[str, int], environ: Mapping[str, str]) -> dic
     connect_url = f"http://{LOOPBACK}:{ports['CONNECT_PORT']}"
     pages = [f"http://{host}:{ports['QUERY_PORT']}" for host in (LOOPBACK, "localhost")]
     return {
-        "REDIS_URL": f"redis://{LOOPBACK}:{ports['REDIS_PORT']}/0",
         "JWT_ISSUER": issuer_url,
         "JWT_AUDIENCE": AUDIENCE,
         "JWKS_URL": f"{issuer_url}/.well-known/jwks.json",

@@ -22,7 +22,7 @@ from leaderboard.stack.backbone import (
     redis_service,
 )
 from leaderboard.stack.process import LOOPBACK, Process, StackError
-from leaderboard.stack.servers import valkey_program
+from leaderboard.stack.servers import RedisServer, valkey_program
 from leaderboard.stack.supervisor import Service
 from leaderboard.stack.topics import topics
 
@@ -58,17 +58,24 @@ class InProcessKafka:
 
 
 class EmbeddedBackbone:
-    """In-process Kafka, Valkey or Redis, the development gateway and issuer."""
+    """In-process Kafka, Valkey or Redis, SQLite, the development gateway and issuer."""
 
-    needless_ports: ClassVar[tuple[str, ...]] = ("KAFKA_PORT",)
+    needless_ports: ClassVar[tuple[str, ...]] = ("KAFKA_PORT", "POSTGRES_PORT")
 
     def __init__(self, data: Path, logs: Path, ports: Mapping[str, int]) -> None:
         self._data, self._logs, self._ports = data, logs, ports
+        self._redis = RedisServer(
+            data / "redis",
+            port=ports["REDIS_PORT"],
+            program=valkey_program(),
+            # A killed one comes back with its boards.
+            append_only=True,
+        )
         self._kafka = InProcessKafka()
 
     def services(self) -> list[Service]:
         return [
-            redis_service(self._data, self._logs, self._ports["REDIS_PORT"], valkey_program()),
+            redis_service(self._redis, self._logs),
             issuer_service(self._logs, self._ports["ISSUER_PORT"]),
             self._gateway(),
         ]
@@ -96,6 +103,8 @@ class EmbeddedBackbone:
             "KAFKA_BOOTSTRAP_SERVERS": self._kafka.bootstrap_servers,
             # Here a second classic member waits for seconds, one of the newer protocol does not.
             "KAFKA_GROUP_PROTOCOL": os.environ.get("KAFKA_GROUP_PROTOCOL") or "consumer",
+            "REDIS_URL": self._redis.url,
+            "DATABASE_URL": f"sqlite:///{self._data.absolute() / 'record.sqlite'}",
             "GATEWAY_KIND": "development",
             "GATEWAY_PUBLISH_URL": self._publish_url(),
             "GATEWAY_CLIENT_URL": f"ws://{LOOPBACK}:{self._ports['GATEWAY_PORT']}/connect",

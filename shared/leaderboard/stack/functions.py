@@ -74,4 +74,5 @@ SERVER_PORTS: Final[Mapping[str, int]] = {
     "GATEWAY_PUBLISH_PORT": 8409,
     "KAFKA_PORT": 8410,
     "REDIS_PORT": 8411,
+    "POSTGRES_PORT": 8412,
 }

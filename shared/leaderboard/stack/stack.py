@@ -35,20 +35,18 @@ from leaderboard.stack.supervisor import Service, StopRequestedError, Supervisor
 TICK_SECONDS: Final = 1.0
 ENV_FILE: Final = ".stack.env"
 FOLDER: Final = ".stack"
-_BACKBONES: Final[Mapping[str, type[EmbeddedBackbone] | type[LocalBackbone]]] = {
-    "embedded": EmbeddedBackbone,
-    "local": LocalBackbone,
-}
 
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """What was asked for. `replicas` counts processes of a function that reads Kafka."""
+    """What was asked for. `replicas` counts processes of a function that reads Kafka;
+    `redis_cluster` makes the local stack's Redis three primaries with a replica each."""
 
     kind: Literal["embedded", "local"]
     folder: Path
     free_ports: bool = False
     sample_play: bool = False
+    redis_cluster: bool = False
     replicas: Mapping[str, int] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
@@ -62,6 +60,8 @@ def run_stack(
 
     Raises StackError or SettingsError when it can't start; then nothing is left running."""
     _check_replicas(options.replicas)
+    if options.redis_cluster and options.kind == "embedded":
+        raise SettingsError("--redis: the embedded stack has one Redis; use --kind local")
     state = options.folder / FOLDER
     supervisor = Supervisor(state, options.folder / ENV_FILE, tell)
     supervisor.open()
@@ -78,7 +78,7 @@ def run_stack(
 def _start(
     options: StackOptions, state: Path, supervisor: Supervisor, tell: Callable[[str], None]
 ) -> dict[str, str]:
-    backbone_class = _BACKBONES[options.kind]
+    backbone_class = EmbeddedBackbone if options.kind == "embedded" else LocalBackbone
     ports = choose_ports(
         options.environ, free=options.free_ports, unused=backbone_class.needless_ports
     )
@@ -87,7 +87,11 @@ def _start(
         # Boards, log and record belong together: a stack starts with none of them.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    backbone: Backbone = backbone_class(data, logs, ports)
+    backbone: Backbone
+    if options.kind == "embedded":
+        backbone = EmbeddedBackbone(data, logs, ports)
+    else:
+        backbone = LocalBackbone(data, logs, ports, redis_cluster=options.redis_cluster)
     supervisor.at_end(backbone.close)
     tell("starting servers")
     supervisor.start(backbone.services())
