@@ -21,7 +21,7 @@ from leaderboard import events as ev
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.codec import decode_kafka, encode_kafka
 from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, RecordSink, Refused
-from leaderboard.model import Offset
+from leaderboard.model import Offset, Place
 from leaderboard.settings import ConsumerSettings, KafkaSettings, load
 from leaderboard.stack.process import LOOPBACK, free_port
 
@@ -33,12 +33,13 @@ def kafka_settings(servers: str) -> KafkaSettings:
 
 
 class Log:
-    """A topic made for one test, with its dead letters, and a group that reads it."""
+    """A topic made for one test, with its dead letters, and a group that reads it (`group`: that
+    of another one, to be read together)."""
 
-    def __init__(self, servers: str, partitions: int = 1) -> None:
+    def __init__(self, servers: str, partitions: int = 1, group: str | None = None) -> None:
         self.servers = servers
         self.topic = f"wagers-{uuid.uuid4().hex[:12]}"
-        self.group = f"group-{uuid.uuid4().hex[:12]}"
+        self.group = group or f"group-{uuid.uuid4().hex[:12]}"
         self.partitions = partitions
         self._producer = Producer({"bootstrap.servers": servers, "linger.ms": 0})
         admin = AdminClient({"bootstrap.servers": servers})
@@ -76,6 +77,15 @@ class Log:
             asks.close()
         return offset if offset >= 0 else None
 
+    def buried(self) -> int:
+        """How many dead letters there are now."""
+        asks = Consumer({"bootstrap.servers": self.servers, "group.id": "asks-only"})
+        try:
+            place = TopicPartition(ev.dead_letter_topic(self.topic), 0)
+            return int(asks.get_watermark_offsets(place, timeout=10)[1])
+        finally:
+            asks.close()
+
     def dead_letters(self, count: int) -> list[Any]:
         """The first `count` of them; fails when there are fewer."""
         reads = Consumer({"bootstrap.servers": self.servers, "group.id": "reads-only"})
@@ -103,57 +113,68 @@ class Recorder:
     """A handler that keeps what happened, in order, and does what a test hangs into it."""
 
     def __init__(self) -> None:
-        self.handled: list[tuple[int, int, float]] = []
-        """Partition, offset and time of each event, once its batch was settled."""
+        self.handled: list[tuple[Place, int, float]] = []
+        """Place, offset and time of each event, once its batch was settled."""
         self.tried: list[list[int]] = []
         self.assignments: list[Assignment] = []
-        self.revocations: list[int] = []
-        self.owned: set[int] = set()
+        self.revocations: list[Place] = []
+        self.owned: set[Place] = set()
         self.start_at: dict[int, int] = {}
         self.on_handle: Callable[[Batch], Sequence[Refused]] = lambda batch: ()
         self.on_settle: Callable[[Batch], None] = lambda batch: None
-        self.seconds_to_tick = 1.0
+        self.on_tick: Callable[[], float] = lambda: 1.0
 
     def assigned(self, assignment: Assignment) -> Offset | None:
         self.assignments.append(assignment)
-        self.owned.add(assignment.partition)
+        self.owned.add(assignment.place)
         start = self.start_at.pop(assignment.partition, None)
         return None if start is None else Offset(start)
 
-    def revoked(self, partition: int) -> None:
-        self.revocations.append(partition)
-        self.owned.discard(partition)
+    def revoked(self, place: Place) -> None:
+        self.revocations.append(place)
+        self.owned.discard(place)
 
     def handle(self, batch: Batch) -> Sequence[Refused]:
-        assert batch.partition in self.owned, "handled a partition that is not ours"
+        assert batch.place in self.owned, "handled a partition that is not ours"
         self.tried.append([entry.offset for entry in batch.entries])
         return self.on_handle(batch)
 
     def settle(self, batch: Batch) -> None:
         self.on_settle(batch)
         now = time.monotonic()
-        self.handled += [(batch.partition, entry.offset, now) for entry in batch.entries]
+        self.handled += [(batch.place, entry.offset, now) for entry in batch.entries]
 
-    def safe(self, partition: int, next_offset: Offset) -> Offset:
+    def safe(self, place: Place, next_offset: Offset) -> Offset:
         return next_offset
 
     def tick(self) -> float:
-        return self.seconds_to_tick
+        return self.on_tick()
 
-    def offsets(self, partition: int = 0) -> list[int]:
-        return [offset for where, offset, _ in self.handled if where == partition]
+    def offsets(self, partition: int = 0, topic: str | None = None) -> list[int]:
+        """Of the partition, in the order in which they were handled."""
+        return [
+            offset
+            for place, offset, _ in self.handled
+            if place.partition == partition and topic in (None, place.topic)
+        ]
 
 
-class RecordingHost(KafkaHost):
-    """Reads topics of any name as `wagers`."""
-
-    def decode(self, record: ev.Record) -> ev.Event:
-        return decode_kafka(record._replace(topic=ev.WAGERS))
+def decode_as_wagers(record: ev.Record) -> ev.Event | None:
+    """Reads topics of any name as `wagers`; dead letters are no events."""
+    if record.topic.endswith(ev.dead_letter_topic("")):
+        return None
+    return decode_kafka(record._replace(topic=ev.WAGERS))
 
 
 def host_of(
-    log: Log, recorder: Recorder, dead_letters: RecordSink | None = None, batch_size: int = 100
-) -> RecordingHost:
+    log: Log,
+    recorder: Recorder,
+    dead_letters: RecordSink | None = None,
+    batch_size: int = 100,
+    more: Sequence[str] = (),
+    buries: bool = True,
+) -> KafkaHost:
+    """A host for the topic of `log` and `more` topics; `buries`: as their own consumer does."""
     kafka = kafka_settings(log.servers)
     settings = load(
         ConsumerSettings,
@@ -164,8 +185,17 @@ def host_of(
             "BATCH_SIZE": str(batch_size),
         },
     )
-    sink = KafkaFeed(kafka) if dead_letters is None else dead_letters
-    return RecordingHost("recording", log.topic, lambda: recorder, sink, kafka, settings, {})
+    sink = KafkaFeed(kafka) if dead_letters is None and buries else dead_letters
+    return KafkaHost(
+        "recording",
+        (log.topic, *more),
+        lambda: recorder,
+        sink,
+        kafka,
+        settings,
+        {},
+        decode=decode_as_wagers,
+    )
 
 
 class Running:
@@ -194,10 +224,15 @@ class Running:
 
 @contextmanager
 def running(
-    log: Log, recorder: Recorder, dead_letters: RecordSink | None = None, batch_size: int = 100
+    log: Log,
+    recorder: Recorder,
+    dead_letters: RecordSink | None = None,
+    batch_size: int = 100,
+    more: Sequence[str] = (),
+    buries: bool = True,
 ) -> Iterator[Running]:
     """A host that works until the block ends; fails if a bug has ended it before."""
-    one = Running(host_of(log, recorder, dead_letters, batch_size))
+    one = Running(host_of(log, recorder, dead_letters, batch_size, more, buries))
     try:
         yield one
     finally:

@@ -36,7 +36,7 @@ from leaderboard.frames import (
 )
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused
-from leaderboard.model import TOP_VISIBLE, Offset, PlayerId, State, TournamentId
+from leaderboard.model import TOP_VISIBLE, Offset, Place, PlayerId, State, TournamentId
 from leaderboard.partitioning import partition_of
 from leaderboard.ports import Board, Connections, Directory, Gateway
 from leaderboard.settings import (
@@ -68,7 +68,7 @@ class _Moved:
 class _Watched:
     """One tournament, and what its watchers have not been told yet."""
 
-    partition: int
+    place: Place
     moved: dict[PlayerId, _Moved] = field(default_factory=dict)
     moved_since: Offset | None = None
     top_since: Offset | None = None
@@ -99,25 +99,25 @@ class OnRankChange:
         self._connections = connections
         self._gateway = gateway
         self._clock = clock
-        self._partitions: dict[int, int] = {}
-        """Owned partitions, with the number that the topic has."""
+        self._partitions: dict[Place, int] = {}
+        """Owned ones, with the number of partitions that their topic has."""
         self._watched: dict[TournamentId, _Watched] = {}
         self._over: set[TournamentId] = set()
         """Those whose watchers have been told that it is over."""
         self._looked_at = -math.inf
 
     def assigned(self, assignment: Assignment) -> Offset | None:
-        self._partitions[assignment.partition] = assignment.partitions
+        self._partitions[assignment.place] = assignment.partitions
         self._looked_at = -math.inf
         return None
 
-    def revoked(self, partition: int) -> None:
-        partitions = self._partitions.pop(partition, None)
-        if partitions is not None:
+    def revoked(self, place: Place) -> None:
+        count = self._partitions.pop(place, None)
+        if count is not None:
             # Should it come back, it comes from an owner who may have told less than we did.
-            gone = {t for t in self._over if partition_of(t.encode(), partitions) == partition}
+            gone = {t for t in self._over if partition_of(t.encode(), count) == place.partition}
             self._over -= gone
-        self._watched = {t: w for t, w in self._watched.items() if w.partition != partition}
+        self._watched = {t: w for t, w in self._watched.items() if w.place != place}
 
     def handle(self, batch: Batch) -> Sequence[Refused]:
         """Note what changed; send what may be sent now, the rest follows by `tick`."""
@@ -126,7 +126,7 @@ class OnRankChange:
             if not isinstance(data, PositionChanged):
                 raise AssertionError("the codec lets nothing else into position-changes")
             tournament_id = TournamentId(data.tournament_id)
-            watched = self._watched.setdefault(tournament_id, _Watched(batch.partition))
+            watched = self._watched.setdefault(tournament_id, _Watched(batch.place))
             if data.sequence > watched.sequence:
                 note(watched, data, entry.offset)
         self.tick()
@@ -135,12 +135,12 @@ class OnRankChange:
     def settle(self, batch: Batch) -> None:
         """Nothing more: what is open holds the commit back (see `safe`)."""
 
-    def safe(self, partition: int, next_offset: Offset) -> Offset:
+    def safe(self, place: Place, next_offset: Offset) -> Offset:
         """Up to the first input whose frames are not with the gateway yet."""
         open_since = [
             since
             for watched in self._watched.values()
-            if watched.partition == partition
+            if watched.place == place
             for since in (watched.moved_since, watched.top_since)
             if since is not None
         ]
@@ -180,9 +180,9 @@ class OnRankChange:
             if tournament_id in self._watched or tournament_id in self._over:
                 continue
             key = tournament_id.encode()
-            for partition, count in self._partitions.items():
-                if partition_of(key, count) == partition:
-                    self._watched[tournament_id] = _Watched(partition)
+            for place, count in self._partitions.items():
+                if partition_of(key, count) == place.partition:
+                    self._watched[tournament_id] = _Watched(place)
         self._looked_at = now
 
     def _send_positions(self, tournament_id: TournamentId, watched: _Watched, now: float) -> None:

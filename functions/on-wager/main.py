@@ -44,7 +44,7 @@ from leaderboard.fold import LogEntry
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import Answer, Call, HttpApp, Route
 from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused, ReplayError
-from leaderboard.model import Disposition, Offset, TournamentId
+from leaderboard.model import Disposition, Offset, Place, TournamentId
 from leaderboard.ports import (
     BatchApplied,
     Board,
@@ -108,14 +108,14 @@ class OnWager:
         self._feed = feed
         self._erasures = erasures
         self._clock = clock
-        self._owned: dict[int, _Owned] = {}
+        self._owned: dict[Place, _Owned] = {}
         self._looked_at = -math.inf
 
     def assigned(self, assignment: Assignment) -> Offset | None:
         """Where the boards stand, if that is before the group: then they have lost writes."""
         log_id, partition = assignment.log_id, assignment.partition
         advanced = self._progress.read(log_id, partition)
-        self._owned[partition] = _Owned(log_id, assignment.low, advanced)
+        self._owned[assignment.place] = _Owned(log_id, assignment.low, advanced)
         if assignment.committed is None:
             return None
         start = assignment.low if advanced is None else Offset(advanced + 1)
@@ -127,12 +127,12 @@ class OnWager:
             return start
         return None
 
-    def revoked(self, partition: int) -> None:
-        self._owned.pop(partition, None)
+    def revoked(self, place: Place) -> None:
+        self._owned.pop(place, None)
 
     def handle(self, batch: Batch) -> Sequence[Refused]:
         """Apply one partition's batch, in order, tournament by tournament."""
-        owned = self._owned[batch.partition]
+        owned = self._owned[batch.place]
         refused: list[Refused] = []
         for tournament_id, entries in by_tournament(batch.entries).items():
             try:
@@ -142,7 +142,7 @@ class OnWager:
                     "a board has lost writes",
                     extra=telemetry.fields(tournament=tournament_id, stands_at=behind.stands_at),
                 )
-                raise self._behind(batch.partition) from None
+                raise self._behind(batch.place) from None
             if applied.unconfirmed:
                 self._feed.publish_changes(applied.unconfirmed)
             refused += refusals(entries, applied)
@@ -182,32 +182,32 @@ class OnWager:
             return
         stands_at = self._progress.read(batch.log_id, batch.partition)
         if stands_at is None or stands_at < owned.advanced:
-            raise self._behind(batch.partition)
+            raise self._behind(batch.place)
 
-    def _behind(self, partition: int) -> ReplayError:
+    def _behind(self, place: Place) -> ReplayError:
         """The store has lost writes: from where every board of the partition has to read again.
 
         Not from where the one stands that showed it: a loss may cut a batch between two boards,
         and each shard of a cluster loses on its own. Asked of all boards that this process knows,
         and then forgotten, for nothing known of them holds."""
-        owned = self._owned[partition]
-        advanced = self._progress.read(owned.log_id, partition)
+        owned = self._owned[place]
+        advanced = self._progress.read(owned.log_id, place.partition)
         stands_at: list[int | None] = [advanced]
         for tournament_id, after in owned.applied.items():
             try:
                 self._board.apply(tournament_id, owned.log_id, after, (), None)
             except BoardBehindError as behind:
                 stands_at.append(behind.stands_at)
-        self._owned[partition] = _Owned(owned.log_id, owned.low, advanced)
+        self._owned[place] = _Owned(owned.log_id, owned.low, advanced)
         known = [offset for offset in stands_at if offset is not None]
         start = Offset(min(known) + 1) if len(known) == len(stands_at) else None
-        return ReplayError(start, partition)
+        return ReplayError(start, place)
 
     def settle(self, batch: Batch) -> None:
         """Tell the boards how far they are, and remember what need not be emitted again.
 
         Their own progress shows a loss also where none of the batch's boards was hit."""
-        owned = self._owned[batch.partition]
+        owned = self._owned[batch.place]
         last = Offset(batch.next_offset - 1)
         known = owned.advanced
         stood = self._progress.advance(batch.log_id, batch.partition, known, last)
@@ -216,7 +216,7 @@ class OnWager:
                 "the boards have lost writes",
                 extra=telemetry.fields(partition=batch.partition, stands_at=stood),
             )
-            raise self._behind(batch.partition)
+            raise self._behind(batch.place)
         owned.advanced = last if stood is None else max(last, stood)
         for entry in batch.entries:
             tournament_id = entry.event.tournament_id
@@ -225,7 +225,7 @@ class OnWager:
                     entry.offset, owned.emitted.get(tournament_id, Offset(-1))
                 )
 
-    def safe(self, partition: int, next_offset: Offset) -> Offset:
+    def safe(self, place: Place, next_offset: Offset) -> Offset:
         return next_offset
 
     def tick(self) -> float:
@@ -234,16 +234,16 @@ class OnWager:
         now = self._clock()
         if now < self._looked_at + LOOK_SECONDS:
             return self._looked_at + LOOK_SECONDS - now
-        for partition, owned in self._owned.items():
+        for place, owned in self._owned.items():
             if owned.advanced is None:
                 continue
-            stands_at = self._progress.read(owned.log_id, partition)
+            stands_at = self._progress.read(owned.log_id, place.partition)
             if stands_at is None or stands_at < owned.advanced:
                 logger.warning(
                     "the boards have lost writes",
-                    extra=telemetry.fields(partition=partition, stands_at=stands_at),
+                    extra=telemetry.fields(partition=place.partition, stands_at=stands_at),
                 )
-                raise self._behind(partition)
+                raise self._behind(place)
         self._looked_at = now
         return LOOK_SECONDS
 

@@ -14,6 +14,17 @@ PlayerId = NewType("PlayerId", str)
 Offset = NewType("Offset", int)
 """A Kafka offset in the partition that holds a tournament's log; starts at 0."""
 
+
+class Place(NamedTuple):
+    """One partition of a topic: one log."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}"
+
+
 ID_PATTERN: Final = r"^[A-Za-z0-9_-]{1,64}$"
 SCORE_LIMIT: Final = 2**53
 """Scores stay strictly inside ±2^53, where a double holds every integer exactly."""

@@ -20,6 +20,11 @@ EVENTS: Final = Counter(
 DEAD_LETTERS: Final = Counter(
     "leaderboard_dead_letters", "Events sent to a dead-letter topic.", ["topic", "reason"]
 )
+LEFT_UNREAD: Final = Counter(
+    "leaderboard_left_unread",
+    "Records that can't be read, left to the consumer that buries those of their topic.",
+    ["function", "topic", "reason"],
+)
 BATCH_SIZE: Final = Histogram(
     "leaderboard_batch_events",
     "Events in one batch of a consumer.",

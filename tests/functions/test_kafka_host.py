@@ -22,7 +22,7 @@ from leaderboard import events as ev
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.errors import Refusal, RefusedError, TransientError
 from leaderboard.hosts.kafka import Batch, Refused, ReplayError
-from leaderboard.model import Offset
+from leaderboard.model import Offset, Place
 from recording import Log, Recorder, Running, host_of, kafka_settings, running
 from running import wait_for
 
@@ -289,7 +289,9 @@ def test_partitions_that_move_lose_no_record_and_keep_their_order(kafka: str) ->
         player.join()
     # Handed over in peace: each record once, each partition's in order of time as of offset.
     for partition in range(log.partitions):
-        merged = sorted((at, o) for r in recorders for p, o, at in r.handled if p == partition)
+        merged = sorted(
+            (at, o) for r in recorders for p, o, at in r.handled if p.partition == partition
+        )
         offsets = [offset for _, offset in merged]
         assert offsets == list(range(len(offsets)))
         assert log.committed(partition) == len(offsets)
@@ -419,3 +421,127 @@ def test_a_single_record_in_a_quiet_topic_is_handled_within_50_ms(
     print(f"quiet {[round(1000 * q, 1) for q in quiet]}, p50 {statistics.median(took)}, p99 {p99}")
     assert statistics.median(quiet) < 0.050
     assert statistics.median(took) < 0.050
+
+
+def test_two_topics_are_one_group_and_each_partition_keeps_its_order(kafka: str) -> None:
+    wagers = Log(kafka, partitions=2)
+    changes, recorder = Log(kafka, partitions=3, group=wagers.group), Recorder()
+    for partition in range(2):
+        wagers.send(20, partition)
+    for partition in range(3):
+        changes.send(30, partition)
+    with running(wagers, recorder, batch_size=7, more=[changes.topic]):
+        wait_for(lambda: len(recorder.handled) == 2 * 20 + 3 * 30, 20)
+        wait_for(lambda: [wagers.committed(p) for p in range(2)] == [20, 20], 5)
+        wait_for(lambda: [changes.committed(p) for p in range(3)] == [30, 30, 30], 5)
+    for log in (wagers, changes):
+        for partition in range(log.partitions):
+            assert recorder.offsets(partition, log.topic) == list(range(log.committed(0) or 0))
+    told = {one.place: (one.log_id, one.partitions) for one in recorder.assignments}
+    assert len(told) == len(recorder.assignments) == 5
+    assert len({log_id for log_id, _ in told.values()}) == 5
+    for (topic, partition), (log_id, partitions) in told.items():
+        assert log_id.startswith(f"{topic}/")
+        assert log_id.endswith(f"/{partition}")
+        assert partitions == (2 if topic == wagers.topic else 3)
+
+
+def test_reading_one_topic_again_leaves_the_other_alone(kafka: str) -> None:
+    wagers, recorder = Log(kafka), Recorder()
+    changes = Log(kafka, group=wagers.group)
+    wagers.send(6)
+    changes.send(6)
+    replayed = threading.Event()
+
+    def again() -> float:
+        if len(recorder.handled) == 12 and not replayed.is_set():
+            replayed.set()
+            raise ReplayError(Offset(2), Place(changes.topic, 0))
+        return 0.1
+
+    recorder.on_tick = again
+    with running(wagers, recorder, more=[changes.topic]):
+        wait_for(lambda: len(recorder.handled) == 16, 20)
+        wagers.send(1)
+        changes.send(1)
+        wait_for(lambda: len(recorder.handled) == 18, 10)
+        wait_for(lambda: (wagers.committed(), changes.committed()) == (7, 7), 5)
+    assert recorder.offsets(topic=wagers.topic) == list(range(7))
+    assert recorder.offsets(topic=changes.topic) == [*range(6), *range(2, 7)]
+
+
+def test_a_batch_that_wants_another_topic_read_again_comes_again_too(kafka: str) -> None:
+    wagers, recorder = Log(kafka), Recorder()
+    changes = Log(kafka, group=wagers.group)
+    changes.send(5)
+    replayed = threading.Event()
+
+    def again(batch: Batch) -> Sequence[Refused]:
+        if batch.topic == wagers.topic and not replayed.is_set():
+            replayed.set()
+            raise ReplayError(Offset(3), Place(changes.topic, 0))
+        return ()
+
+    recorder.on_handle = again
+    with running(wagers, recorder, more=[changes.topic]):
+        wait_for(lambda: len(recorder.handled) == 5, 20)
+        wagers.send(4)
+        wait_for(lambda: (wagers.committed(), changes.committed()) == (4, 5), 10)
+        wait_for(lambda: len(recorder.handled) == 5 + 2 + 4, 10)
+    assert recorder.offsets(topic=wagers.topic) == [0, 1, 2, 3]
+    assert recorder.offsets(topic=changes.topic) == [*range(5), 3, 4]
+
+
+def test_a_rebalance_of_one_topic_leaves_the_other_where_it_is(kafka: str) -> None:
+    """The second member reads one topic only: only that one is divided anew."""
+    wagers = Log(kafka, partitions=2)
+    changes = Log(kafka, partitions=2, group=wagers.group)
+    both, one = Recorder(), Recorder()
+    for recorder in (both, one):
+        recorder.on_handle = briefly
+    with running(wagers, both, more=[changes.topic]):
+        wait_for(lambda: len(both.assignments) == 4, 20)
+        with running(changes, one):
+            wait_for(lambda: len(one.assignments) >= 1, 20)
+            for partition in (0, 1):
+                wagers.send(50, partition)
+                changes.send(50, partition)
+            wait_for(lambda: len(both.handled) + len(one.handled) == 200, 20)
+            assert {place.topic for place in both.revocations} == {changes.topic}
+            assert one.handled, "nothing moved"
+        wait_for(lambda: len(both.owned) == 4, 20)
+        changes.send(5, 0)
+        changes.send(5, 1)
+        wait_for(lambda: len(both.handled) + len(one.handled) == 210, 20)
+    for partition in (0, 1):
+        assert both.offsets(partition, wagers.topic) == list(range(50))
+        moved = both.offsets(partition, changes.topic) + one.offsets(partition, changes.topic)
+        assert sorted(moved) == list(range(55))
+
+
+def test_a_reader_beside_the_consumer_gets_every_record_and_buries_none(kafka: str) -> None:
+    """As the record reads: the stored bytes, and dead letters that are no events."""
+    log, beside = Log(kafka), Recorder()
+    batches: list[Batch] = []
+    beside.on_settle = batches.append
+    bad = ev.Record("any", b"t1", b"\xff not JSON", (("mine", b"1"),))
+    log.send_record(recording.sound(0))
+    log.send_record(bad)
+    log.send_record(recording.sound(2))
+    with running(log, Recorder()):
+        wait_for(lambda: log.committed() == 3, 20)
+    log.dead_letters(1)
+    log.group += "-beside"
+    dead = ev.dead_letter_topic(log.topic)
+    with running(log, beside, more=[dead], buries=False):
+        wait_for(lambda: sum(len(batch.records) for batch in batches) == 4, 20)
+        wait_for(lambda: log.committed() == 3, 5)
+    raw = [record for batch in batches if batch.topic == log.topic for record in batch.records]
+    assert [record.offset for record in raw] == [0, 1, 2]
+    assert (raw[1].key, raw[1].value, raw[1].headers) == (bad.key, bad.value, bad.headers)
+    assert beside.offsets(topic=log.topic) == [0, 2]
+    unreadable = [one for batch in batches for one in batch.unreadable]
+    assert [(one.offset, one.error.reason) for one in unreadable] == [(1, Refusal.SCHEMA)]
+    (letter,) = [record for batch in batches if batch.topic == dead for record in batch.records]
+    assert (letter.value, dict(letter.headers)["dlq_offset"]) == (bad.value, b"1")
+    assert log.buried() == 1

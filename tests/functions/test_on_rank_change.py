@@ -19,7 +19,7 @@ from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.errors import TransientError
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.kafka import Assignment, Batch
-from leaderboard.model import Offset, PlayerId, PositionChange, TournamentId
+from leaderboard.model import Offset, Place, PlayerId, PositionChange, TournamentId
 from leaderboard.partitioning import partition_of
 from leaderboard.ports import Frame, Grant, Summary
 from logs import LOG, TOMBSTONE_KEY, T, ended, scheduled, scored
@@ -27,7 +27,7 @@ from ports import MemoryGateway
 from recording import Log
 
 PARTITIONS = 4
-HOME = partition_of(T.encode(), PARTITIONS)
+HOME = Place(ev.POSITION_CHANGES, partition_of(T.encode(), PARTITIONS))
 
 
 def _loaded() -> ModuleType:
@@ -146,7 +146,7 @@ class Scene:
         function = on_rank_change.OnRankChange(
             self.board, self.directory, self.live, self.gateway, self.clock
         )
-        function.assigned(Assignment(HOME, "log", None, Offset(0), PARTITIONS))
+        function.assigned(Assignment(*HOME, "log", None, Offset(0), PARTITIONS))
         return function
 
     def play(self, *entries: LogEntry) -> list[LogEntry]:
@@ -173,7 +173,7 @@ class Scene:
         return LogEntry(Offset(self._input - 1), 0, event)
 
     def deliver(self, entries: Sequence[LogEntry]) -> None:
-        batch = Batch(HOME, "log", entries, Offset(entries[-1].offset + 1))
+        batch = Batch(*HOME, "log", entries, Offset(entries[-1].offset + 1))
         self.function.handle(batch)
         self.function.settle(batch)
 
@@ -255,9 +255,9 @@ def test_a_tournament_known_only_from_the_directory_is_watched_too(scene: Scene)
 
 
 def test_only_the_owner_of_its_partition_watches_a_tournament(scene: Scene) -> None:
-    other = (HOME + 1) % PARTITIONS
+    other = Place(HOME.topic, (HOME.partition + 1) % PARTITIONS)
     scene.function.revoked(HOME)
-    scene.function.assigned(Assignment(other, "log", None, Offset(0), PARTITIONS))
+    scene.function.assigned(Assignment(*other, "log", None, Offset(0), PARTITIONS))
     scene.let_pass(20)
     assert scene.gateway.frames == []
 
@@ -408,7 +408,7 @@ def test_the_next_owner_tells_an_end_that_the_one_before_may_not_have_told(scene
     scene.let_pass(60)
     assert len(scene.gateway.frames) == count
     scene.function.revoked(HOME)
-    scene.function.assigned(Assignment(HOME, "log", None, Offset(0), PARTITIONS))
+    scene.function.assigned(Assignment(*HOME, "log", None, Offset(0), PARTITIONS))
     scene.let_pass(1)
     assert scene.states() == ["ended", "ended"]
 

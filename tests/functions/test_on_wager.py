@@ -19,9 +19,10 @@ from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_progress import RedisProgress
 from leaderboard.errors import TransientError
+from leaderboard.events import WAGERS
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.kafka import Assignment, Batch, ReplayError
-from leaderboard.model import Offset, PositionChange, TournamentId
+from leaderboard.model import Offset, Place, PositionChange, TournamentId
 from leaderboard.ports import Board, Directory, Outgoing, Progress, Summary
 from logs import LOG, TOMBSTONE_KEY
 from ports import Countdown, Interrupted, RestoredErasures
@@ -183,7 +184,7 @@ class Reader:
         """Assignment, or one batch. Raises TransientError as the function does."""
         if self.function is None:
             function = self._make()
-            start = function.assigned(Assignment(0, LOG, self.committed, Offset(0), 1))
+            start = function.assigned(Assignment(WAGERS, 0, LOG, self.committed, Offset(0), 1))
             self._position = self.committed or Offset(0)
             self.function = function
             if start is not None:
@@ -193,7 +194,7 @@ class Reader:
         entries = [one for one in self.entries if one.offset >= self._position][:size]
         if not entries:
             return
-        batch = Batch(0, LOG, entries, Offset(entries[-1].offset + 1))
+        batch = Batch(WAGERS, 0, LOG, entries, Offset(entries[-1].offset + 1))
         try:
             refused = self.function.handle(batch)
             self.dead_letters |= {one.offset: one.error.reason.value for one in refused}
@@ -542,11 +543,11 @@ def test_without_the_witness_a_lost_board_is_taken_for_one_that_never_was(
 def test_without_asking_all_boards_where_they_stand_a_cut_batch_shows(
     on_wager: Hosted, client: redis.Redis
 ) -> None:
-    def only_one_boards_word(self: Any, partition: int) -> ReplayError:
-        owned = self._owned[partition]
+    def only_one_boards_word(self: Any, place: Place) -> ReplayError:
+        owned = self._owned[place]
         view = self._board.top(next(iter(owned.applied)), 1)
-        self._owned[partition] = type(owned)(owned.log_id, owned.low, None)
-        return ReplayError(None if view is None else Offset(view.sequence + 1), partition)
+        self._owned[place] = type(owned)(owned.log_id, owned.low, None)
+        return ReplayError(None if view is None else Offset(view.sequence + 1), place)
 
     hasty = type("Hasty", (on_wager.main.OnWager,), {"_behind": only_one_boards_word})
     entries = mixed_log(1)

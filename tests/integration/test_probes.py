@@ -12,7 +12,7 @@ import httpx
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.events import WAGERS
 from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused
-from leaderboard.model import Offset
+from leaderboard.model import Offset, Place
 from leaderboard.settings import ConsumerSettings, KafkaSettings, load
 from leaderboard.stack.embedded import InProcessKafka
 from leaderboard.stack.process import LOOPBACK, free_port
@@ -27,7 +27,7 @@ class NothingToDo:
     def assigned(self, assignment: Assignment) -> Offset | None:
         return None
 
-    def revoked(self, partition: int) -> None:
+    def revoked(self, place: Place) -> None:
         pass
 
     def handle(self, batch: Batch) -> Sequence[Refused]:
@@ -36,7 +36,7 @@ class NothingToDo:
     def settle(self, batch: Batch) -> None:
         pass
 
-    def safe(self, partition: int, next_offset: Offset) -> Offset:
+    def safe(self, place: Place, next_offset: Offset) -> Offset:
         return next_offset
 
     def tick(self) -> float:

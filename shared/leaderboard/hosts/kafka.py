@@ -1,4 +1,4 @@
-"""The Kafka host: feeds a function with one topic's records, in order, partition by partition.
+"""The Kafka host: feeds a function with the records of its topics, in order within a partition.
 
 At least once, and every effect harmless when repeated: offsets are committed after the effects.
 Three dispositions (errors.py): a refused event goes to the dead-letter topic, confirmed before
@@ -25,8 +25,8 @@ from leaderboard.events import Event, Record, dead_letter_topic, format_time_ms
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.health import HealthServer
 from leaderboard.hosts.kafka_group import Membership, group_config
-from leaderboard.hosts.kafka_log import TopicLog
-from leaderboard.model import Offset
+from leaderboard.hosts.kafka_log import TopicLogs
+from leaderboard.model import Offset, Place
 from leaderboard.settings import ConsumerSettings, KafkaSettings
 
 FIRST_BACK_OFF_SECONDS: Final = 0.1
@@ -38,14 +38,14 @@ logger = logging.getLogger(__name__)
 
 
 class ReplayError(LeaderboardError):
-    """The handler has to read the partition again, from `offset` (None: as far back as it
+    """The handler has to read a partition again, from `offset` (None: as far back as it
     goes)."""
 
-    def __init__(self, offset: Offset | None, partition: int | None = None) -> None:
+    def __init__(self, offset: Offset | None, place: Place | None = None) -> None:
         super().__init__(f"replay from {offset}")
         self.offset = offset
-        self.partition = partition
-        """Which one, where it is not that of the batch at hand."""
+        self.place = place
+        """Which partition, where it is not that of the batch at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Assignment:
     """A partition that this process owns from now on. `log_id` names topic and partition, and
     the topic's own id: one made anew is another log. `committed` is where the group stands."""
 
+    topic: str
     partition: int
     log_id: str
     committed: Offset | None
@@ -61,16 +62,9 @@ class Assignment:
     partitions: int
     """How many the topic has."""
 
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Records of one partition, in order, decoded. Refused ones among them are not here."""
-
-    partition: int
-    log_id: str
-    entries: Sequence[LogEntry]
-    next_offset: Offset
-    """The offset after the last record of the batch."""
+    @property
+    def place(self) -> Place:
+        return Place(self.topic, self.partition)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +75,27 @@ class Refused:
     error: RefusedError
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records of one partition, in order. `entries` are those that are events, decoded; it may
+    be empty."""
+
+    topic: str
+    partition: int
+    log_id: str
+    entries: Sequence[LogEntry]
+    next_offset: Offset
+    """The offset after the last record of the batch."""
+    records: Sequence[Record] = ()
+    """Every record of the batch as it came, also those that are no entries."""
+    unreadable: Sequence[Refused] = ()
+    """Those records that could not be decoded. The host sees to them, see `KafkaHost`."""
+
+    @property
+    def place(self) -> Place:
+        return Place(self.topic, self.partition)
+
+
 class Handler(Protocol):
     """A function, as the host sees it. `assigned`, `handle`, `settle` and `tick` may raise
     TransientError and are repeated then, a batch from `handle` on."""
@@ -88,18 +103,20 @@ class Handler(Protocol):
     def assigned(self, assignment: Assignment) -> Offset | None:
         """Where to start reading, None for where the group stands; never further than that."""
 
-    def revoked(self, partition: int) -> None:
+    def revoked(self, place: Place) -> None:
         """The partition belongs to somebody else now: forget what was known of it. Also called
         where `assigned` was not, or did not end well."""
 
     def handle(self, batch: Batch) -> Sequence[Refused]:
-        """Do the batch's effects. Raises ReplayError to read again from an earlier offset."""
+        """Do the effects of the batch; what is answered is refused like what can't be read.
+
+        Raises ReplayError to read again from an earlier offset."""
 
     def settle(self, batch: Batch) -> None:
         """Effects and dead letters of the batch are confirmed; the commit comes next. Raises
         ReplayError as `handle` does."""
 
-    def safe(self, partition: int, next_offset: Offset) -> Offset:
+    def safe(self, place: Place, next_offset: Offset) -> Offset:
         """How far the partition may be committed: `next_offset`, or less while work is open."""
 
     def tick(self) -> float:
@@ -119,23 +136,29 @@ class _GivenUpError(Exception):
 
 
 class KafkaHost:
-    """Runs one handler on one topic until it is told to stop.
+    """Runs one handler on one or several topics, as one group, until it is told to stop.
 
     `make_handler` may connect, and is tried again with back-off while it raises TransientError.
-    `ready` maps a dependency to a check that raises while it is away."""
+    `ready` maps a dependency to a check that raises while it is away. `decode` gives the event
+    of a record, None for one that is no event and goes to the handler as it is, or raises
+    RefusedError. `dead_letters` is None for a reader beside the topics' own consumer, which has
+    buried what can never work: here such records are counted, and left."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - every composition root names them all, and once
         self,
         name: str,
-        topic: str,
+        topics: str | Sequence[str],
         make_handler: Callable[[], Handler],
-        dead_letters: RecordSink,
+        dead_letters: RecordSink | None,
         kafka: KafkaSettings,
         settings: ConsumerSettings,
         ready: Mapping[str, Callable[[], object]],
+        *,
+        decode: Callable[[Record], Event | None] = decode_kafka,
     ) -> None:
+        names = (topics,) if isinstance(topics, str) else tuple(topics)
         self._name = name
-        self._topic = topic
+        self._decode = decode
         self._make_handler = make_handler
         self._handler: Handler | None = None
         self._dead_letters = dead_letters
@@ -143,9 +166,9 @@ class KafkaHost:
         self._ready = ready
         self._stopping = threading.Event()
         config = group_config(name, kafka, settings)
-        self._group = Membership(topic, config, self._revoked, self._safe)
-        self._log = TopicLog(topic, kafka)
-        self._log_ids: dict[int, str] = {}
+        self._group = Membership(names, config, self._revoked, self._safe)
+        self._logs = TopicLogs(names, kafka)
+        self._log_ids: dict[Place, str] = {}
         self._beat = time.monotonic()
 
     def run(self) -> None:
@@ -172,90 +195,103 @@ class KafkaHost:
         finally:
             self._group.leave()
             health.stop()
-            self._log.close()
+            self._logs.close()
 
     def stop(self) -> None:
         """Ask `run` to return after the batch at hand. Safe from any thread or signal."""
         self._stopping.set()
-
-    def decode(self, record: Record) -> Event:
-        """The event of a record. Raises RefusedError. A topic with another name than in the
-        contract needs a host that knows what it carries."""
-        return decode_kafka(record)
 
     def _turn(self, handler: Handler) -> None:
         self._beat = time.monotonic()
         try:
             wanted = self._retried(handler.tick)
         except ReplayError as replay:
-            if replay.partition is None or not self._group.owns(replay.partition):
+            if replay.place is None or not self._group.owns(replay.place):
                 raise
-            self._replay(replay.partition, replay.offset)
+            self._replay(replay.place, replay.offset)
             wanted = 0.0
         self._group.receive(min(wanted, IDLE_SECONDS), self._settings.batch_size)
         if fresh := self._group.fresh():
-            self._log.ask_anew()
-            for partition in fresh:
-                self._take_over(handler, partition)
-        for partition in self._group.waiting():
-            if not self._stopping.is_set() and self._group.owns(partition):
-                self._process(handler, partition)
+            self._logs.ask_anew()
+            for place in fresh:
+                self._take_over(handler, place)
+        for place in self._group.waiting():
+            if not self._stopping.is_set() and self._group.owns(place):
+                self._process(handler, place)
         self._group.commit()
 
     # records
 
-    def _process(self, handler: Handler, partition: int) -> None:
+    def _process(self, handler: Handler, place: Place) -> None:
         """One batch of a partition, to its end; or, when it is not ours to end, not at all."""
-        messages = self._group.take(partition, self._settings.batch_size)
-        records = [_record(message) for message in messages]
-        telemetry.BATCH_SIZE.labels(self._name).observe(len(records))
-        batch, unreadable = self._read(partition, records)
+        messages = self._group.take(place, self._settings.batch_size)
+        telemetry.BATCH_SIZE.labels(self._name).observe(len(messages))
+        batch = self._read(place, messages)
         buried: set[Offset] = set()
 
         def effects() -> None:
-            refused = [*unreadable, *(handler.handle(batch) if batch.entries else ())]
-            self._bury(records, [one for one in refused if one.offset not in buried])
+            refused = [*batch.unreadable, *handler.handle(batch)]
+            self._bury(batch, [one for one in refused if one.offset not in buried])
             buried.update(one.offset for one in refused)
             handler.settle(batch)
 
         try:
-            self._retried(effects, lambda: self._group.owns(partition))
+            self._retried(effects, lambda: self._group.owns(place))
         except _GivenUpError:
             return
         except ReplayError as replay:
-            # From the batch's start at the latest: nothing of it counts as done.
-            first = Offset(records[0].offset)
-            start = None if replay.offset is None else min(replay.offset, first)
-            self._replay(partition, start)
+            self._replay_instead_of(batch, replay)
             return
-        self._group.done(partition, batch.next_offset)
+        self._group.done(place, batch.next_offset)
 
-    def _read(self, partition: int, records: Sequence[Record]) -> tuple[Batch, Sequence[Refused]]:
+    def _replay_instead_of(self, batch: Batch, replay: ReplayError) -> None:
+        """From the batch's start at the latest: nothing of it counts as done."""
+        first = Offset(batch.records[0].offset)
+        if replay.place in (None, batch.place):
+            start = None if replay.offset is None else min(replay.offset, first)
+            self._replay(batch.place, start)
+            return
+        self._replay(batch.place, first)
+        if self._group.owns(replay.place):
+            self._replay(replay.place, replay.offset)
+
+    def _read(self, place: Place, messages: Sequence[Message]) -> Batch:
+        topic, partition = place
+        records = [_record(message, topic, partition) for message in messages]
         entries: list[LogEntry] = []
         refused: list[Refused] = []
+        decode = self._decode
         for record in records:
             offset = Offset(record.offset)
             try:
-                entries.append(LogEntry(offset, record.timestamp_ms, self.decode(record)))
+                if (event := decode(record)) is not None:
+                    entries.append(LogEntry(offset, record.timestamp_ms, event))
             except RefusedError as error:
                 refused.append(Refused(offset, error))
         next_offset = Offset(records[-1].offset + 1)
-        return Batch(partition, self._log_ids[partition], entries, next_offset), refused
+        log_id = self._log_ids[place]
+        return Batch(topic, partition, log_id, entries, next_offset, records, refused)
 
-    def _bury(self, records: Sequence[Record], refused: Sequence[Refused]) -> None:
+    def _bury(self, batch: Batch, refused: Sequence[Refused]) -> None:
         if not refused:
             return
-        by_offset = {record.offset: record for record in records}
+        if self._dead_letters is None:
+            for one in refused:
+                labels = (self._name, batch.topic, one.error.reason.value)
+                telemetry.LEFT_UNREAD.labels(*labels).inc()
+            return
+        by_offset = {record.offset: record for record in batch.records}
         at = format_time_ms(time.time_ns() // 1_000_000)
         self._dead_letters.send(
             [_dead_letter(by_offset[one.offset], one.error, at) for one in refused]
         )
         for one in refused:
-            telemetry.DEAD_LETTERS.labels(self._topic, one.error.reason.value).inc()
+            reason = one.error.reason.value
+            telemetry.DEAD_LETTERS.labels(batch.topic, reason).inc()
             logger.warning(
                 "event refused",
                 extra=telemetry.fields(
-                    topic=self._topic, offset=one.offset, reason=one.error.reason.value
+                    topic=batch.topic, partition=batch.partition, offset=one.offset, reason=reason
                 ),
             )
 
@@ -282,46 +318,43 @@ class KafkaHost:
 
     # partitions
 
-    def _take_over(self, handler: Handler, partition: int) -> None:
+    def _take_over(self, handler: Handler, place: Place) -> None:
         def ask() -> tuple[Offset, Offset]:
-            self._log_ids[partition] = f"{self._log.log_id()}/{partition}"
-            committed, low = self._group.committed(partition), self._log.low(partition)
-            found = handler.assigned(
-                Assignment(
-                    partition, self._log_ids[partition], committed, low, self._log.partitions()
-                )
-            )
+            log_id = self._log_ids[place] = self._logs.log_id(place)
+            committed, low = self._group.committed(place), self._logs.low(place)
+            partitions = self._logs.partitions(place.topic)
+            found = handler.assigned(Assignment(*place, log_id, committed, low, partitions))
             group = low if committed is None else max(committed, low)
             return group, group if found is None else min(found, group)
 
         try:
-            group, start = self._retried(ask, lambda: self._group.is_fresh(partition))
+            group, start = self._retried(ask, lambda: self._group.is_fresh(place))
         except _GivenUpError:
             return
-        self._group.take_over(partition, group)
+        self._group.take_over(place, group)
         if start < group:
-            self._replay(partition, start)
+            self._replay(place, start)
 
-    def _replay(self, partition: int, offset: Offset | None) -> None:
+    def _replay(self, place: Place, offset: Offset | None) -> None:
         """Read again from `offset`, or from the oldest record that the log still holds."""
-        logger.warning("replaying", extra=telemetry.fields(partition=partition, offset=offset))
+        logger.warning("replaying", extra=telemetry.fields(partition=str(place), offset=offset))
 
         def rewind() -> None:
-            low = self._log.low(partition)
-            self._group.rewind(partition, low if offset is None else max(offset, low))
+            low = self._logs.low(place)
+            self._group.rewind(place, low if offset is None else max(offset, low))
 
         try:
-            self._retried(rewind, lambda: self._group.owns(partition))
+            self._retried(rewind, lambda: self._group.owns(place))
         except _GivenUpError:
             return
 
-    def _revoked(self, partition: int) -> None:
-        self._log_ids.pop(partition, None)
+    def _revoked(self, place: Place) -> None:
+        self._log_ids.pop(place, None)
         if self._handler is not None:
-            self._handler.revoked(partition)
+            self._handler.revoked(place)
 
-    def _safe(self, partition: int, next_offset: Offset) -> Offset:
-        return next_offset if self._handler is None else self._handler.safe(partition, next_offset)
+    def _safe(self, place: Place, next_offset: Offset) -> Offset:
+        return next_offset if self._handler is None else self._handler.safe(place, next_offset)
 
     # health
 
@@ -329,21 +362,21 @@ class KafkaHost:
         return time.monotonic() - self._beat < STUCK_SECONDS
 
     def _check_kafka(self) -> None:
-        self._log.check()
+        self._logs.check()
         if not self._group.is_member():
             raise TransientError("not a member of the group yet")
 
 
-def _record(message: Message) -> Record:
+def _record(message: Message, topic: str, partition: int) -> Record:
     headers: Any = message.headers() or ()
     return Record(
-        topic=message.topic() or "",
-        key=message.key(),
-        value=message.value(),
-        headers=tuple(headers),
-        partition=message.partition() or 0,
-        offset=message.offset() or 0,
-        timestamp_ms=message.timestamp()[1],
+        topic,
+        message.key(),
+        message.value(),
+        tuple(headers),
+        partition,
+        message.offset() or 0,
+        message.timestamp()[1],
     )
 
 

@@ -1,4 +1,4 @@
-"""A place in a consumer group: which partitions are ours, what was received of them and not yet
+"""Membership of a consumer group: which partitions are ours, what was received of them and not yet
 handled, and how far the group is told that we are.
 
 Everything received lies in one inbox, by partition. When a partition goes, its part of the inbox
@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from leaderboard import telemetry
 from leaderboard.errors import TransientError
 from leaderboard.hosts.kafka_log import ASK_SECONDS
-from leaderboard.model import Offset
+from leaderboard.model import Offset, Place
 from leaderboard.settings import ConsumerSettings, KafkaSettings
 
 COMMIT_SECONDS: Final = 0.05
@@ -34,29 +34,32 @@ logger = logging.getLogger(__name__)
 
 
 class Membership:
-    """One topic's partitions, as the group hands them to this process.
+    """The partitions of some topics, as the group hands them to this process.
 
     An assigned partition is *fresh* until `take_over`, *owned* from then on. `revoked` is called
     for every partition that goes; `safe` answers how far an owned one may be committed, given
-    how far it is done. For one thread, but for `is_member`."""
+    how far it is done. Partitions come and go one by one, whatever their topic. For one thread,
+    but for `is_member`."""
 
     def __init__(
         self,
-        topic: str,
+        topics: Sequence[str],
         config: Mapping[str, object],
-        revoked: Callable[[int], None],
-        safe: Callable[[int, Offset], Offset],
+        revoked: Callable[[Place], None],
+        safe: Callable[[Place, Offset], Offset],
     ) -> None:
-        self._topic = topic
+        self._topics = list(topics)
         self._revoked = revoked
         self._safe = safe
         self._consumer = Consumer({**config, "on_commit": self._on_commit})
-        self._fresh: set[int] = set()
-        self._next: dict[int, Offset] = {}
+        self._ours: dict[tuple[str | None, int | None], Place] = {}
+        """Fresh and owned ones, by what a message says (making a Place of each would cost)."""
+        self._fresh: set[Place] = set()
+        self._next: dict[Place, Offset] = {}
         """Owned partitions, with the offset after the last one whose effects are done."""
-        self._inbox: dict[int, list[Message]] = {}
-        self._paused: set[int] = set()
-        self._committed: dict[int, Offset] = {}
+        self._inbox: dict[Place, list[Message]] = {}
+        self._paused: set[Place] = set()
+        self._committed: dict[Place, Offset] = {}
         self._sent_at = 0.0
         self._commit_at = 0.0
         """When the next commit may be made."""
@@ -66,7 +69,7 @@ class Membership:
     def join(self) -> None:
         self._joined_at = time.monotonic()
         self._consumer.subscribe(
-            [self._topic],
+            self._topics,
             on_assign=self._on_assign,
             on_revoke=self._on_revoke,
             on_lost=self._on_lost,
@@ -98,15 +101,15 @@ class Membership:
             for message in self._consumer.consume(room, timeout=0):
                 self._keep(message)
 
-    def waiting(self) -> list[int]:
+    def waiting(self) -> list[Place]:
         """Owned partitions with something in the inbox."""
-        return [partition for partition in self._inbox if partition in self._next]
+        return [place for place in self._inbox if place in self._next]
 
-    def take(self, partition: int, limit: int) -> Sequence[Message]:
+    def take(self, place: Place, limit: int) -> Sequence[Message]:
         """The oldest records of a partition, out of the inbox."""
-        messages = self._inbox.pop(partition)
+        messages = self._inbox.pop(place)
         if len(messages) > limit:
-            self._inbox[partition] = messages[limit:]
+            self._inbox[place] = messages[limit:]
         return messages[:limit]
 
     def wait(self, seconds: float, stopping: threading.Event) -> None:
@@ -116,13 +119,13 @@ class Membership:
         while not stopping.is_set() and (left := until - time.monotonic()) > 0:
             # Also those that are assigned meanwhile.
             flowing = (self._next.keys() | self._fresh) - self._paused
-            self._consumer.pause(self._places(flowing))
+            self._consumer.pause(_kafkas(flowing))
             self._paused |= flowing
             message = self._consumer.poll(min(left, WAIT_SECONDS))
             if message is not None:
                 self._keep(message)
         paused, self._paused = self._paused, set()
-        self._consumer.resume(self._places(paused))
+        self._consumer.resume(_kafkas(paused))
 
     def _keep(self, message: Message) -> None:
         error = message.error()
@@ -131,104 +134,104 @@ class Membership:
                 raise KafkaException(error)
             logger.warning("Kafka reports an error", extra=telemetry.fields(error=error.str()))
             return
-        partition = message.partition() or 0
-        if partition in self._next or partition in self._fresh:
-            self._inbox.setdefault(partition, []).append(message)
+        place = self._ours.get((message.topic(), message.partition()))
+        if place is not None:
+            self._inbox.setdefault(place, []).append(message)
 
     # partitions
 
-    def fresh(self) -> list[int]:
+    def fresh(self) -> list[Place]:
         """Partitions that are assigned and not taken over yet."""
         return sorted(self._fresh)
 
-    def is_fresh(self, partition: int) -> bool:
-        return partition in self._fresh
+    def is_fresh(self, place: Place) -> bool:
+        return place in self._fresh
 
-    def owns(self, partition: int) -> bool:
-        return partition in self._next
+    def owns(self, place: Place) -> bool:
+        return place in self._next
 
-    def committed(self, partition: int) -> Offset | None:
+    def committed(self, place: Place) -> Offset | None:
         """Where the group stands. Raises TransientError."""
         try:
-            place = self._consumer.committed(self._places([partition]), timeout=ASK_SECONDS)[0]
+            found = self._consumer.committed(_kafkas([place]), timeout=ASK_SECONDS)[0]
         except KafkaException as error:
             raise TransientError(f"Kafka does not tell the group's place: {error}") from None
-        if place.error is not None:
-            raise TransientError(f"Kafka does not tell the group's place: {place.error}")
-        return Offset(place.offset) if place.offset >= 0 else None
+        if found.error is not None:
+            raise TransientError(f"Kafka does not tell the group's place: {found.error}")
+        return Offset(found.offset) if found.offset >= 0 else None
 
-    def take_over(self, partition: int, offset: Offset) -> None:
+    def take_over(self, place: Place, offset: Offset) -> None:
         """Own a fresh partition, done up to `offset`. The next `commit` says so to the group,
         also when it is no news: to KEDA a partition without a commit is one of full lag."""
-        self._fresh.discard(partition)
-        self._next[partition] = offset
+        self._fresh.discard(place)
+        self._next[place] = offset
         # One that went while it was paused comes back as it went.
-        self._consumer.resume(self._places([partition]))
+        self._consumer.resume(_kafkas([place]))
 
-    def done(self, partition: int, offset: Offset) -> None:
+    def done(self, place: Place, offset: Offset) -> None:
         """Everything before `offset` has had its effects."""
-        self._next[partition] = offset
+        self._next[place] = offset
 
-    def rewind(self, partition: int, offset: Offset) -> None:
+    def rewind(self, place: Place, offset: Offset) -> None:
         """Read an owned partition again from `offset`; may be repeated while it raises
         TransientError. Committed before anything is read, so that a crash loses nothing."""
-        self._next[partition] = offset
-        self._inbox.pop(partition, None)
-        self._commit_surely(partition, self._safe(partition, offset))
+        self._next[place] = offset
+        self._inbox.pop(place, None)
+        self._commit_surely(place, self._safe(place, offset))
         try:
-            self._consumer.seek(TopicPartition(self._topic, partition, offset))
+            self._consumer.seek(TopicPartition(*place, offset))
         except KafkaException as error:
             # One assigned this moment is not fetched yet, and can't be sought until it is.
             raise TransientError(f"not to be sought yet: {error}") from None
 
-    def _places(self, partitions: Iterable[int]) -> list[TopicPartition]:
-        return [TopicPartition(self._topic, partition) for partition in sorted(partitions)]
-
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        logger.info("assigned", extra=telemetry.fields(partitions=_numbers(partitions)))
+        logger.info("assigned", extra=telemetry.fields(partitions=_shown(partitions)))
         self._was_assigned = True
-        self._fresh.update(_numbers(partitions))
+        places = _places(partitions)
+        self._ours.update((place, place) for place in places)
+        self._fresh.update(places)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        logger.info("revoked", extra=telemetry.fields(partitions=_numbers(partitions)))
-        self.commit(now=True, only=_numbers(partitions))
+        logger.info("revoked", extra=telemetry.fields(partitions=_shown(partitions)))
+        self.commit(now=True, only=_places(partitions))
         self._forget(partitions)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # Somebody else may have gone on from our last commit: ours would take theirs back.
-        logger.warning("lost", extra=telemetry.fields(partitions=_numbers(partitions)))
+        logger.warning("lost", extra=telemetry.fields(partitions=_shown(partitions)))
         self._joined_at, self._was_assigned = time.monotonic(), False
         self._forget(partitions)
 
     def _forget(self, partitions: list[TopicPartition]) -> None:
-        for partition in _numbers(partitions):
-            self._inbox.pop(partition, None)
-            self._paused.discard(partition)
-            self._committed.pop(partition, None)
-            self._fresh.discard(partition)
-            self._next.pop(partition, None)
-            self._revoked(partition)
+        for place in _places(partitions):
+            self._ours.pop(place, None)
+            self._inbox.pop(place, None)
+            self._paused.discard(place)
+            self._committed.pop(place, None)
+            self._fresh.discard(place)
+            self._next.pop(place, None)
+            self._revoked(place)
 
     # commits
 
-    def commit(self, *, now: bool = False, only: Iterable[int] | None = None) -> None:
+    def commit(self, *, now: bool = False, only: Iterable[Place] | None = None) -> None:
         """Tell the group how far the owned partitions are done, where it does not know.
 
         `now` waits for the answer; else the call is cheap, does nothing while the last one was
         just made or is not answered, and a failure is made good by a later call."""
         if not now and time.monotonic() < self._commit_at:
             return
-        wanted: dict[int, Offset] = {}
-        for partition in self._next if only is None else self._next.keys() & set(only):
-            safe = self._safe(partition, self._next[partition])
-            if self._committed.get(partition) != safe:
-                wanted[partition] = safe
+        wanted: dict[Place, Offset] = {}
+        for place in self._next if only is None else self._next.keys() & set(only):
+            safe = self._safe(place, self._next[place])
+            if self._committed.get(place) != safe:
+                wanted[place] = safe
         if not wanted:
             return
         self._sent_at = time.monotonic()
         self._commit_at = self._sent_at + ANSWER_SECONDS
         self._committed.update(wanted)
-        places = [TopicPartition(self._topic, p, at) for p, at in wanted.items()]
+        places = [TopicPartition(*place, at) for place, at in wanted.items()]
         try:
             if now:
                 self._on_commit(None, self._consumer.commit(offsets=places, asynchronous=False))
@@ -237,15 +240,15 @@ class Membership:
         except KafkaException as error:
             self._on_commit(error.args[0], places)
 
-    def _commit_surely(self, partition: int, offset: Offset) -> None:
-        place = TopicPartition(self._topic, partition, offset)
+    def _commit_surely(self, place: Place, offset: Offset) -> None:
+        wanted = TopicPartition(*place, offset)
         try:
-            answer = self._consumer.commit(offsets=[place], asynchronous=False)[0]
+            answer = self._consumer.commit(offsets=[wanted], asynchronous=False)[0]
         except KafkaException as error:
             raise TransientError(f"Kafka did not take a commit: {error}") from None
         if answer.error is not None:
             raise TransientError(f"Kafka did not take a commit: {answer.error}")
-        self._committed[partition] = offset
+        self._committed[place] = offset
 
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
         """What failed is not known to the group: the next `commit` says it again. Until then a
@@ -256,13 +259,11 @@ class Membership:
             return
         logger.warning(
             "commit failed",
-            extra=telemetry.fields(
-                partitions=_numbers(failed), error=str(error or failed[0].error)
-            ),
+            extra=telemetry.fields(partitions=_shown(failed), error=str(error or failed[0].error)),
         )
         self._commit_at = time.monotonic() + COMMIT_AGAIN_SECONDS
-        for partition in _numbers(failed):
-            self._committed.pop(partition, None)
+        for place in _places(failed):
+            self._committed.pop(place, None)
 
 
 def group_config(name: str, kafka: KafkaSettings, settings: ConsumerSettings) -> dict[str, Any]:
@@ -285,5 +286,13 @@ def group_config(name: str, kafka: KafkaSettings, settings: ConsumerSettings) ->
     return config
 
 
-def _numbers(partitions: Sequence[TopicPartition]) -> list[int]:
-    return [place.partition for place in partitions]
+def _places(partitions: Iterable[TopicPartition]) -> list[Place]:
+    return [Place(one.topic, one.partition) for one in partitions]
+
+
+def _kafkas(places: Iterable[Place]) -> list[TopicPartition]:
+    return [TopicPartition(*place) for place in sorted(places)]
+
+
+def _shown(partitions: Iterable[TopicPartition]) -> list[str]:
+    return [str(place) for place in _places(partitions)]
