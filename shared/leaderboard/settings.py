@@ -214,6 +214,22 @@ class DatabaseSettings(_Settings):
     """As SQLAlchemy takes it, with the driver's name."""
 
 
+class RelaySettings(_Settings):
+    """How a relay sends what the outbox holds."""
+
+    name: str | None = Field(None, alias="RELAY_NAME", max_length=128)
+    """None: the host's. No two relays of one outbox have the same."""
+    lease_seconds: int = Field(10, alias="RELAY_LEASE_SECONDS", ge=1, le=300)
+    """How long others leave the lanes of a relay alone that does not say a word."""
+    keep_seconds: int = Field(3600, alias="RELAY_KEEP_SECONDS", ge=0, le=31 * 24 * 3600)
+    """How long what was sent stays, so that it is known when it is put again."""
+    numbers: Literal["on", "off"] = Field("on", alias="RELAY_NUMBERS")
+    """Off: events carry no `sequence`, and boards know repetitions by id."""
+    batch_size: int = Field(1_000, alias="BATCH_SIZE", ge=1, le=10_000)
+    host: str = Field("0.0.0.0", alias="HOST")  # noqa: S104 - a pod's probes come from outside
+    port: Port = Field(8080, alias="PORT")
+
+
 class TombstoneSettings(_Settings):
     """The secret behind tombstones and erasure ids; the same for every function, for ever."""
 

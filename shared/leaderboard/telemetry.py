@@ -50,6 +50,12 @@ CONNECTIONS: Final = Counter(
 RETRIES: Final = Counter(
     "leaderboard_retries", "Calls repeated because a dependency was away.", ["function"]
 )
+RELAYED: Final = Counter("leaderboard_relayed_events", "Outbox events that Kafka acknowledged.")
+OUTBOX_WAITING: Final = Gauge("leaderboard_outbox_waiting", "Outbox events not sent yet.")
+OUTBOX_REFUSED: Final = Gauge("leaderboard_outbox_refused", "Outbox events set aside.")
+OUTBOX_OLDEST: Final = Gauge(
+    "leaderboard_outbox_oldest_seconds", "Age of the oldest outbox event not sent yet."
+)
 READY: Final = Gauge("leaderboard_ready", "1 when the process can do its work.", ["function"])
 REQUESTS: Final = Histogram(
     "leaderboard_request_seconds",

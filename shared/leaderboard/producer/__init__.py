@@ -1,0 +1,1 @@
+"""What a game platform embeds: the transactional outbox (`outbox.put`) and its relay to Kafka."""
