@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
@@ -69,6 +69,8 @@ if TYPE_CHECKING:
 
 NAME = "on-wager"
 LOOK_SECONDS = 1.0
+ASKED_AT_A_LOOK = 32
+"""How many quiet boards are asked where they stand at each look."""
 KNOWN_SECONDS = 4.0
 """How long a wager over HTTP waits for a tournament whose schedule may be on its way."""
 logger = logging.getLogger(NAME)
@@ -83,11 +85,14 @@ class _Owned:
     advanced: Offset | None
     """The last offset whose effects the boards hold, as they said themselves."""
     applied: dict[TournamentId, Offset] = field(default_factory=dict)
-    """The last offset that this process saw applied to each tournament."""
+    """The last offset that this process, or the witness before it, saw applied to each
+    tournament."""
     emitted: dict[TournamentId, Offset] = field(default_factory=dict)
     """Up to here every change is in Kafka, and every dead letter."""
     shown: dict[TournamentId, int] = field(default_factory=dict)
     """The revision of the terms that this process put into the directory."""
+    unasked: list[TournamentId] = field(default_factory=list)
+    """Whose boards have still to be asked where they stand in this round."""
 
 
 class OnWager:
@@ -114,15 +119,18 @@ class OnWager:
     def assigned(self, assignment: Assignment) -> Offset | None:
         """Where the boards stand, if that is before the group: then they have lost writes."""
         log_id, partition = assignment.log_id, assignment.partition
+        told = self._progress.boards(log_id, partition)
         advanced = self._progress.read(log_id, partition)
-        self._owned[assignment.place] = _Owned(log_id, assignment.low, advanced)
+        lost = self._lost(log_id, told)
+        owned = self._owned[assignment.place] = _Owned(log_id, assignment.low, advanced)
+        owned.applied = {t: offset for t, offset in told.items() if t not in lost}
         if assignment.committed is None:
             return None
-        start = assignment.low if advanced is None else Offset(advanced + 1)
+        start = _after([advanced, *lost.values()]) or assignment.low
         if start < assignment.committed:
             logger.warning(
                 "the boards are behind the group",
-                extra=telemetry.fields(partition=partition, boards=start),
+                extra=telemetry.fields(partition=partition, boards=start, lost=len(lost)),
             )
             return start
         return None
@@ -188,20 +196,27 @@ class OnWager:
         """The store has lost writes: from where every board of the partition has to read again.
 
         Not from where the one stands that showed it: a loss may cut a batch between two boards,
-        and each shard of a cluster loses on its own. Asked of all boards that this process knows,
-        and then forgotten, for nothing known of them holds."""
+        and each shard of a cluster loses on its own. Asked of all boards that this process knows;
+        what was known of those that are behind is forgotten."""
         owned = self._owned[place]
         advanced = self._progress.read(owned.log_id, place.partition)
-        stands_at: list[int | None] = [advanced]
-        for tournament_id, after in owned.applied.items():
+        lost = self._lost(owned.log_id, owned.applied)
+        kept = {t: offset for t, offset in owned.applied.items() if t not in lost}
+        self._owned[place] = _Owned(owned.log_id, owned.low, advanced, kept)
+        return ReplayError(_after([advanced, *lost.values()]), place)
+
+    def _lost(
+        self, log_id: str, stood: Mapping[TournamentId, Offset]
+    ) -> dict[TournamentId, Offset | None]:
+        """Those boards that stand below what is known of them, and where; None: it is gone."""
+        lost: dict[TournamentId, Offset | None] = {}
+        for tournament_id, after in stood.items():
             try:
-                self._board.apply(tournament_id, owned.log_id, after, (), None)
+                self._board.apply(tournament_id, log_id, after, (), None)
             except BoardBehindError as behind:
-                stands_at.append(behind.stands_at)
-        self._owned[place] = _Owned(owned.log_id, owned.low, advanced)
-        known = [offset for offset in stands_at if offset is not None]
-        start = Offset(min(known) + 1) if len(known) == len(stands_at) else None
-        return ReplayError(start, place)
+                stands_at = behind.stands_at
+                lost[tournament_id] = None if stands_at is None else Offset(stands_at)
+        return lost
 
     def settle(self, batch: Batch) -> None:
         """Tell the boards how far they are, and remember what need not be emitted again.
@@ -210,7 +225,9 @@ class OnWager:
         owned = self._owned[batch.place]
         last = Offset(batch.next_offset - 1)
         known = owned.advanced
-        stood = self._progress.advance(batch.log_id, batch.partition, known, last)
+        named = {entry.event.tournament_id for entry in batch.entries}
+        boards = {t: offset for t, offset in owned.applied.items() if t in named}
+        stood = self._progress.advance(batch.log_id, batch.partition, known, last, boards)
         if known is not None and (stood is None or stood < known):
             logger.warning(
                 "the boards have lost writes",
@@ -244,8 +261,35 @@ class OnWager:
                     extra=telemetry.fields(partition=place.partition, stands_at=stands_at),
                 )
                 raise self._behind(place)
+            self._ask_some(place, owned)
         self._looked_at = now
         return LOOK_SECONDS
+
+    def _ask_some(self, place: Place, owned: _Owned) -> None:
+        """The next few of the partition's boards: each shard of a cluster loses on its own, so the
+        witness may stand while a quiet board is behind, or while the directory has lost it."""
+        if not owned.unasked:
+            owned.unasked = list(owned.applied)
+        asked, owned.unasked = owned.unasked[:ASKED_AT_A_LOOK], owned.unasked[ASKED_AT_A_LOOK:]
+        for tournament_id in asked:
+            after = owned.applied[tournament_id]
+            try:
+                found = self._board.apply(tournament_id, owned.log_id, after, (), None)
+            except BoardBehindError as behind:
+                logger.warning(
+                    "a quiet board has lost writes",
+                    extra=telemetry.fields(tournament=tournament_id, stands_at=behind.stands_at),
+                )
+                raise self._behind(place) from None
+            if found.terms is not None:
+                self._directory.put(Summary(tournament_id, found.terms))
+
+
+def _after(stood: Iterable[Offset | None]) -> Offset | None:
+    """Where to read again: behind the lowest of these; None: as far back as it goes."""
+    known = list(stood)
+    lowest = min((offset for offset in known if offset is not None), default=None)
+    return None if lowest is None or None in known else Offset(lowest + 1)
 
 
 def by_tournament(entries: Iterable[LogEntry]) -> dict[TournamentId, list[LogEntry]]:

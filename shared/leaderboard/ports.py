@@ -215,18 +215,33 @@ class Record(Protocol):
 class Progress(Protocol):
     """How far the boards are, by partition: a second witness beside the consumer's commit.
 
-    Lives where the boards live, so a store that was emptied or lost its tail shows here."""
+    Lives where the boards live, so a store that was emptied or lost its tail shows here. It may
+    lie on another shard of it than a board, and each shard loses on its own: so it also knows
+    how far each board is, to be compared with what the board itself says."""
 
     def read(self, log_id: str, partition: int) -> Offset | None:
         """The last offset whose effects all boards of the partition hold; None: never told."""
 
+    def boards(self, log_id: str, partition: int) -> Mapping[TournamentId, Offset]:
+        """Where each board of the partition stood when it was last told of: no board can stand
+        below that unless it has lost writes, or was let go."""
+
     def advance(
-        self, log_id: str, partition: int, known: Offset | None, offset: Offset
+        self,
+        log_id: str,
+        partition: int,
+        known: Offset | None,
+        offset: Offset,
+        boards: Mapping[TournamentId, Offset],
     ) -> Offset | None:
-        """Tell it, after the boards, before the commit. Never goes back.
+        """Tell it, after the boards, before the commit: the partition's offset, and where boards
+        stand, as they said themselves. Never goes back.
 
         Answers where it stood before. Below `known`, where the caller has seen it, the store has
         lost writes: then nothing is told, so that the loss stays visible."""
+
+    def forget(self, log_id: str, partition: int, tournaments: Sequence[TournamentId]) -> None:
+        """These boards may go, and count as lost no more when they have."""
 
 
 @dataclass(frozen=True, slots=True)

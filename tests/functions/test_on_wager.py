@@ -81,17 +81,33 @@ class MemoryProgress:
 
     def __init__(self) -> None:
         self._stands: dict[tuple[str, int], Offset] = {}
+        self._boards: dict[tuple[str, int], dict[TournamentId, Offset]] = {}
 
     def read(self, log_id: str, partition: int) -> Offset | None:
         return self._stands.get((log_id, partition))
 
+    def boards(self, log_id: str, partition: int) -> Mapping[TournamentId, Offset]:
+        return dict(self._boards.get((log_id, partition), {}))
+
     def advance(
-        self, log_id: str, partition: int, known: Offset | None, offset: Offset
+        self,
+        log_id: str,
+        partition: int,
+        known: Offset | None,
+        offset: Offset,
+        boards: Mapping[TournamentId, Offset],
     ) -> Offset | None:
         stood = self._stands.get((log_id, partition))
-        if (stood is None) <= (known is None) and (stood or 0) >= (known or 0):
+        if known is None or (stood is not None and stood >= known):
             self._stands[log_id, partition] = offset if stood is None else max(stood, offset)
+            told = self._boards.setdefault((log_id, partition), {})
+            for tournament_id, at in boards.items():
+                told[tournament_id] = max(told.get(tournament_id, at), at)
         return stood
+
+    def forget(self, log_id: str, partition: int, tournaments: Sequence[TournamentId]) -> None:
+        for tournament_id in tournaments:
+            self._boards.get((log_id, partition), {}).pop(tournament_id, None)
 
 
 class MemoryDirectory:
@@ -478,6 +494,101 @@ def lost_while_unknown(on_wager: Hosted, client: redis.Redis, of: type) -> dict[
     return reader.dead_letters
 
 
+# --- one shard of a cluster loses its tail, the witness lies on another ---------------------------
+
+
+def lose_one_board(client: redis.Redis, tournament_id: str, kept: Mapping[bytes, Any]) -> None:
+    """Its keys fall back to what they were; all others stay."""
+    for key in snapshot(client):
+        if key.startswith(f"{{{tournament_id}}}".encode()):
+            client.delete(key)
+    for key, value in kept.items():
+        if key.startswith(f"{{{tournament_id}}}".encode()):
+            client.restore(key, 0, value)
+
+
+def with_one_board_behind(
+    on_wager: Hosted, client: redis.Redis, entries: Sequence[LogEntry], of: type | None = None
+) -> tuple[Reader, Ports]:
+    """A process that has done its work, and then the board of t2 falls back by some events."""
+    client.flushdb()
+    ports = redis_ports(client)
+    reader = Reader(entries, maker(on_wager, ports, of=of), seed=1)
+    for _ in range(4):
+        reader.step()
+    kept = snapshot(client)
+    reader.run()
+    before = client.hget("{t2}:board", "offset")
+    lose_one_board(client, "t2", kept)
+    after = client.hget("{t2}:board", "offset")
+    assert before != after, "nothing was lost"
+    return reader, ports
+
+
+def test_quiet_board_that_fell_back_alone_is_found_by_the_next_process(
+    on_wager: Hosted, client: redis.Redis
+) -> None:
+    entries = mixed_log(3)
+    expected = undisturbed(on_wager, entries)
+    reader, ports = with_one_board_behind(on_wager, client, entries)
+    reader.restart()
+    reader.run()
+    assert len(reader.replays) == 1
+    assert reader.replays[0] > 0
+    check_replayed(outcome(reader, ports), expected)
+
+
+def test_quiet_board_that_fell_back_alone_is_found_by_the_running_process(
+    on_wager: Hosted, client: redis.Redis
+) -> None:
+    entries = mixed_log(3)
+    expected = undisturbed(on_wager, entries)
+    reader, ports = with_one_board_behind(on_wager, client, entries)
+    with pytest.raises(ReplayError) as found:
+        reader.function.tick()
+    assert found.value.place == Place(WAGERS, 0)
+    reader._replay(found.value.offset or 0)
+    reader.run()
+    check_replayed(outcome(reader, ports), expected)
+
+
+def test_list_that_has_lost_a_tournament_gets_it_back_while_nothing_happens(
+    on_wager: Hosted, client: redis.Redis
+) -> None:
+    ports = redis_ports(client)
+    reader = Reader(mixed_log(3), maker(on_wager, ports), seed=1)
+    reader.run()
+    shown = ports.directory.all()
+    client.delete("tournaments")
+    reader.function.tick()
+    assert ports.directory.all() == shown
+
+
+def test_board_that_was_let_go_is_not_missed(on_wager: Hosted, client: redis.Redis) -> None:
+    ports = redis_ports(client)
+    reader = Reader(mixed_log(3), maker(on_wager, ports), seed=1)
+    reader.run()
+    ports.progress.forget(LOG, 0, [TOURNAMENTS[1]])
+    lose_one_board(client, "t2", {})
+    reader.restart()
+    reader.run()
+    reader.function.tick()
+    assert reader.replays == []
+
+
+def test_without_the_witness_of_each_board_a_board_that_fell_back_alone_stays_wrong(
+    on_wager: Hosted, client: redis.Redis
+) -> None:
+    blind = type("Blind", (on_wager.main.OnWager,), {"_lost": lambda *_: {}})
+    entries = mixed_log(3)
+    expected = undisturbed(on_wager, entries)
+    reader, ports = with_one_board_behind(on_wager, client, entries, blind)
+    reader.restart()
+    reader.run()
+    assert reader.replays == []
+    assert outcome(reader, ports).boards != expected.boards
+
+
 # --- the tests can fail ------------------------------------------------------------------------
 
 
@@ -533,10 +644,21 @@ def test_without_the_script_comparing_offsets_a_crash_shows(
     assert not all(endings)
 
 
+def forgetful(self: Any, assignment: Assignment) -> Offset | None:
+    """`assigned` that knows of no board."""
+    start: Offset | None = type(self).__mro__[1].assigned(self, assignment)  # type: ignore[attr-defined]
+    self._owned[assignment.place].applied.clear()
+    return start
+
+
 def test_without_the_witness_a_lost_board_is_taken_for_one_that_never_was(
     on_wager: Hosted, client: redis.Redis
 ) -> None:
-    blind = type("Blind", (on_wager.main.OnWager,), {"_check_witness": lambda *_: None})
+    blind = type(
+        "Blind",
+        (on_wager.main.OnWager,),
+        {"_check_witness": lambda *_: None, "_lost": lambda *_: {}, "assigned": forgetful},
+    )
     assert lost_while_unknown(on_wager, client, blind) == {3: "unknown_tournament"}
 
 
