@@ -62,7 +62,11 @@ def connect(url: str) -> RedisClient:
     """A client for `url` (`redis://` or `rediss://`); a comma list of hosts is a cluster.
 
     Answers are bytes. A single server is connected to by the first command, a cluster at once:
-    raises TransientError when none of its seeds answers. Never call it before a fork."""
+    raises TransientError when none of its seeds answers. Never call it before a fork.
+
+    A cluster's client follows slots that move (MOVED, ASK) and asks the seeds anew whenever a
+    node does not answer, so a promoted replica is found without a restart; until then calls raise
+    TransientError, and those for other shards go on."""
     parts = urlsplit(url)
     seeds = parts.netloc.rpartition("@")[2].split(",")
     if len(seeds) == 1:
@@ -86,6 +90,9 @@ def connect(url: str) -> RedisClient:
             socket_connect_timeout=CONNECT_SECONDS,
             socket_timeout=ANSWER_SECONDS,
             retry=_retry(),
+            # Else the addresses found last take the seeds' place, and a cluster that comes back
+            # with new ones is never found again.
+            dynamic_startup_nodes=False,
             protocol=2,
         )
 
@@ -108,25 +115,40 @@ def transient() -> Iterator[None]:
 def check(client: RedisClient) -> None:
     """Raises TransientError unless the server (of a cluster: every primary) answers.
 
-    A single server gets a connection of its own and a second to answer: the client's patience
-    with a server that hangs (20 s with its repeats) is longer than any probe waits."""
+    Connections of its own, a second to answer: the client's patience with a server that hangs
+    (20 s with its repeats) is longer than any probe waits. A cluster is looked at anew before it
+    counts as away: who was promoted may not have been asked for anything yet."""
     with transient():
-        if isinstance(client, RedisCluster):
-            client.ping()
+        if not isinstance(client, RedisCluster):
+            _ping(client)
             return
-        pool = client.connection_pool
-        settings = {
-            **pool.connection_kwargs,
-            "socket_connect_timeout": CHECK_SECONDS,
-            "socket_timeout": CHECK_SECONDS,
-            "retry": Retry(NoBackoff(), 0),
-        }
-        connection = pool.connection_class(**settings)
         try:
-            connection.send_command("PING", check_health=False)
-            connection.read_response()
-        finally:
-            connection.disconnect()
+            _ping_primaries(client)
+        except _AWAY:
+            client.nodes_manager.initialize()
+            _ping_primaries(client)
+
+
+def _ping_primaries(client: RedisCluster) -> None:
+    for node in client.get_primaries():  # type: ignore[no-untyped-call]
+        if node.redis_connection is not None:
+            _ping(node.redis_connection)
+
+
+def _ping(client: redis.Redis) -> None:
+    pool = client.connection_pool
+    settings = {
+        **pool.connection_kwargs,
+        "socket_connect_timeout": CHECK_SECONDS,
+        "socket_timeout": CHECK_SECONDS,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    connection = pool.connection_class(**settings)
+    try:
+        connection.send_command("PING", check_health=False)
+        connection.read_response()
+    finally:
+        connection.disconnect()
 
 
 def _retry() -> Retry:
