@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["servers", "sockets", "whole_path"]
+pytest_plugins = ["servers", "boards", "sockets", "whole_path"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,7 +13,7 @@ No clock, no chance: time is the event's, order is the log's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from sortedcontainers import SortedKeyList
@@ -173,6 +173,20 @@ class Standings:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def take_over(
+        self,
+        order: Order,
+        sequence: Offset,
+        rows: Mapping[PlayerId, Row],
+        names: Mapping[PlayerId, str | None],
+        out: Mapping[bytes, RemovalReason],
+        seen: SeenIds,
+    ) -> None:
+        """Go on from what another fold of the same log had come to at `sequence`."""
+        self._order, self.sequence = order, sequence
+        self._rows, self._names, self._out, self._seen = dict(rows), dict(names), dict(out), seen
+        self._ranked = SortedKeyList(self._rows, key=self._key)
+
     def changed_terms(self, offset: Offset) -> None:
         """An event changed the terms: the sequence advances, whatever else becomes of the event
         (a wager of the wrong game that is the first in its time starts the tournament)."""
@@ -283,6 +297,10 @@ class Standings:
         if player_id not in self._rows:
             return None
         return self._standing(self._rank(player_id), player_id)
+
+    def row(self, player_id: PlayerId) -> Row | None:
+        """The player's row, None for who has none."""
+        return self._rows.get(player_id)
 
     def is_erased(self, player_id: PlayerId) -> bool:
         """Whether an erasure of the player was applied."""

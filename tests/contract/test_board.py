@@ -4,19 +4,18 @@ Redis Cluster of three primaries."""
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from boards import OPERATORS, SERVERS, make_board, put, shown
 from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import connect
 from leaderboard.errors import BoardBehindError, ForeignLogError, Refusal
-from leaderboard.fold import LogEntry
 from leaderboard.model import Disposition, Offset, PlayerId, TournamentId
-from leaderboard.ports import BatchApplied, Board, BoardView
+from leaderboard.ports import Board
 from logs import (
     ALICE,
     BOB,
@@ -37,30 +36,6 @@ from logs import (
 )
 
 APPLIED = Disposition.APPLIED
-SERVERS = {"redis": "redis_url", "valkey": "valkey_url", "cluster": "redis_cluster_url"}
-
-
-def make_board(kind: str, request: pytest.FixtureRequest, remembered_ids: int = 100_000) -> Board:
-    if kind == "memory":
-        return MemoryBoard(TOMBSTONE_KEY, remembered_ids)
-    client = connect(request.getfixturevalue(SERVERS[kind]))
-    request.addfinalizer(client.close)
-    client.flushall()
-    return RedisBoard(client, TOMBSTONE_KEY, remembered_ids)
-
-
-@pytest.fixture(params=["memory", *SERVERS])
-def board(request: pytest.FixtureRequest) -> Board:
-    return make_board(request.param, request)
-
-
-def put(board: Board, entries: Sequence[LogEntry], after: int | None = None) -> BatchApplied:
-    return board.apply(T, LOG, None if after is None else Offset(after), entries, None)
-
-
-def shown(view: BoardView | None) -> list[tuple[int, str, int]]:
-    assert view is not None
-    return [(s.rank, s.player_id, s.score.score) for s in view.standings]
 
 
 def test_first_schedule_makes_the_board(board: Board) -> None:
@@ -399,9 +374,6 @@ def test_tournaments_do_not_touch_each_other(board: Board) -> None:
     )
     assert shown(board.top(T, 10)) == [(1, ALICE, 5)]
     assert shown(board.top(other, 10)) == [(1, BOB, 7)]
-
-
-OPERATORS = ("sum", "best", "last", "count")
 
 
 @pytest.mark.parametrize("kind", list(SERVERS))

@@ -635,7 +635,7 @@ def test_without_the_script_comparing_offsets_a_crash_shows(
     for step in range(20, 60, 3):
         client.flushdb()
         ports = redis_ports(client)
-        script = redis_board._Script(
+        script = redis_board.Script(
             client, redis_board._APPLY.replace(compares, "false"), read_only=False
         )
         ports.board._apply = script  # type: ignore[attr-defined]

@@ -5,24 +5,15 @@
 -- script does what needs the players' rows. It mirrors `Standings.apply` in fold.py; one contract
 -- suite and random logs compare the two.
 --
--- Keys, all with the tournament's hash tag:
---   board   hash: log, offset, sequence, revision, terms, order, has_sub
---   ranks   sorted set: primary score; member = place among equals (binary) .. player id
---   rows    hash: player id -> packed score, [subscore,] sequence at which the pair was reached
---   names   hash: who joined -> display name, empty where none was given
---   newer, older   sets: two generations of applied event ids
---   numbers hash: producer -> its last applied number
---   out     hash: keyed tombstone -> why the player stays out
---   outbox  list: what each call brought forth, until confirmed
+-- Keys: the nine of board_layout.lua, in its order.
 local BOARD, RANKS, ROWS, NAMES, NEWER, OLDER, NUMBERS, OUT, OUTBOX = unpack(KEYS)
 local LOG, AFTER, CONFIRMED, EXPECTED, REVISION, TERMS, ASCENDING, OPERATOR, HAS_SUB, LAST,
   VISIBLE, WINDOW, STEPS, REFUSED = unpack(cmsgpack.unpack(ARGV[1]), 1, 14)
-local LIMIT = 2 ^ 53
 local STRIDE = 13
 local call = redis.call
 
 -- Compare: is this the board that the caller means, and does it hold what the caller knows?
-local meta = call('HMGET', BOARD, 'log', 'offset', 'sequence', 'revision')
+local meta = call('HMGET', BOARD, 'log', 'offset', 'sequence', 'revision', 'expires_at')
 local exists = meta[1] ~= false
 local before = exists and tonumber(meta[2]) or -1
 if exists and meta[1] ~= LOG then
@@ -57,8 +48,7 @@ while first <= steps and STEPS[(first - 1) * STRIDE + 1] <= before do
   first = first + 1
 end
 
--- What the batch needs of the board, fetched in few calls. Lua's stack bounds an unpack.
-local CHUNK = 1000
+-- What the batch needs of the board, fetched in few calls.
 local function fetched(command, key, wanted, into)
   for from = 1, #wanted, CHUNK do
     local to = math.min(from + CHUNK - 1, #wanted)
@@ -79,12 +69,10 @@ for i = first, steps do
   end
 end
 fetched('HMGET', ROWS, wanted, rows)
-local ROW_FORMAT = HAS_SUB and '<ddd' or '<dd'
 local function row_of(player)
   local row = rows[player]
   if type(row) == 'string' then
-    local score, second, third = struct.unpack(ROW_FORMAT, row)
-    row = HAS_SUB and {score, second, third} or {score, 0, second}
+    row = unpacked_row(row, HAS_SUB)
     rows[player] = row
   end
   return row
@@ -146,18 +134,6 @@ local function remember(id, number, source, step)
   end
 end
 
--- The order: score in the sorted set, the rest in the member's bytes, so that its own order of
--- equal scores is ours: [subscore,] then who reached the pair first.
-local function member_of(row, player)
-  local at = ASCENDING and row[3] or LIMIT - 1 - row[3]
-  if not HAS_SUB then
-    return struct.pack('>I7', at) .. player
-  end
-  if row[2] >= 0 then
-    return struct.pack('>BI7I7', 1, row[2], at) .. player
-  end
-  return struct.pack('>BI7I7', 0, LIMIT + row[2], at) .. player
-end
 local RANK = ASCENDING and 'ZRANK' or 'ZREVRANK'
 local RANGE = ASCENDING and 'ZRANGE' or 'ZREVRANGE'
 
@@ -212,14 +188,14 @@ local function score(base, player, adjusts)
   end
   local old = false
   if row then
-    local member = member_of(row, player)
+    local member = member_of(row, player, ASCENDING, HAS_SUB)
     old = call(RANK, RANKS, member) + 1
     call('ZREM', RANKS, member)
   end
   row = {points, second, STEPS[base + 1]}
   rows[player] = row
   changed_rows[player] = true
-  local member = member_of(row, player)
+  local member = member_of(row, player, ASCENDING, HAS_SUB)
   call('ZADD', RANKS, points, member)
   local new = call(RANK, RANKS, member) + 1
   if old ~= new or old <= VISIBLE then
@@ -237,7 +213,7 @@ local function remove(base, player, code, keep_as)
   if not row then
     return 'A'
   end
-  local member = member_of(row, player)
+  local member = member_of(row, player, ASCENDING, HAS_SUB)
   local old = call(RANK, RANKS, member) + 1
   call('ZREM', RANKS, member)
   call('HDEL', ROWS, player)
@@ -246,7 +222,7 @@ local function remove(base, player, code, keep_as)
   if keep_as then
     rows[keep_as] = row
     changed_rows[keep_as] = true
-    call('ZADD', RANKS, row[1], member_of(row, keep_as))
+    call('ZADD', RANKS, row[1], member_of(row, keep_as, ASCENDING, HAS_SUB))
   else
     tell(base, player, old, false, row)
   end
@@ -303,8 +279,7 @@ local fields = {}
 for player in pairs(changed_rows) do
   local row = rows[player]
   fields[#fields + 1] = player
-  fields[#fields + 1] = HAS_SUB and struct.pack('<ddd', row[1], row[2], row[3])
-    or struct.pack('<dd', row[1], row[3])
+  fields[#fields + 1] = packed_row(row, HAS_SUB)
   if #fields >= CHUNK then
     call('HSET', ROWS, unpack(fields))
     fields = {}
@@ -312,7 +287,7 @@ for player in pairs(changed_rows) do
 end
 if #fields > 0 then call('HSET', ROWS, unpack(fields)) end
 for source in pairs(changed_numbers) do
-  call('HSET', NUMBERS, source, string.format('%.0f', numbers[source]))
+  call('HSET', NUMBERS, source, whole(numbers[source]))
 end
 for i = 1, #REFUSED, 2 do
   if REFUSED[i] > before then
@@ -325,11 +300,10 @@ if #changes > 0 or #refusals > 0 then
 end
 if TERMS then
   sequence = math.max(sequence, REVISION)
-  call('HSET', BOARD, 'terms', TERMS, 'revision', string.format('%.0f', REVISION), 'log', LOG,
-    'order', ASCENDING and 'ascending' or 'descending', 'has_sub', HAS_SUB and '1' or '0')
+  put_terms(BOARD, LOG, TERMS, REVISION, ASCENDING, HAS_SUB)
 end
 local offset = math.max(before, LAST)
-call('HSET', BOARD, 'offset', string.format('%.0f', offset),
-  'sequence', string.format('%.0f', sequence))
+put_place(BOARD, offset, sequence)
+if meta[5] then let_go(KEYS, meta[5]) end
 return cmsgpack.pack({'ok', before, offset, sequence, table.concat(codes),
   call('LRANGE', OUTBOX, 0, -1)})

@@ -7,37 +7,28 @@ terms that a batch was folded with, so a stale copy of them costs a second call 
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, Final
 
 import msgpack
-from redis.exceptions import NoScriptError
 
 from leaderboard import telemetry
 from leaderboard.adapters.memory_board import told_again
 from leaderboard.adapters.redis_client import RedisClient, transient
-from leaderboard.errors import BoardBehindError, ForeignLogError, Refusal
+from leaderboard.adapters.redis_restore import RedisRestore
+from leaderboard.adapters.redis_scripts import Script, foreign, keys_of, text_of
+from leaderboard.adapters.redis_steps import VERDICTS, changes_of, step_of
+from leaderboard.errors import BoardBehindError, Refusal
 from leaderboard.fold import (
-    Action,
-    Adjust,
-    Earn,
-    Join,
     LogEntry,
-    RemovalReason,
-    Remove,
     Terms,
     decide,
-    event_key,
 )
 from leaderboard.model import (
     REMEMBERED_IDS,
     TOP_VISIBLE,
-    Cause,
     Disposition,
     Offset,
     PlayerId,
@@ -45,30 +36,15 @@ from leaderboard.model import (
     Score,
     Standing,
     TournamentId,
-    erased_name,
     tombstone,
 )
-from leaderboard.ports import BatchApplied, BoardView, Curve
+from leaderboard.ports import BatchApplied, BoardView, Curve, PlayerRow, Snapshot
 from leaderboard.ranking import Order, distance
 
-_APPLY: Final = Path(__file__).with_name("board_apply.lua").read_text(encoding="utf-8")
-_READ: Final = Path(__file__).with_name("board_read.lua").read_text(encoding="utf-8")
-_KEYS: Final = ("board", "ranks", "rows", "names", "newer", "older", "numbers", "out", "outbox")
+_APPLY: Final = text_of("board_apply")
 _STALE_LIMIT: Final = 5
 """Tries to meet a board's terms. Two owners of one tournament could change them in turn, but one
 of the two loses the comparison of offsets after its next batch."""
-
-_EARN, _ADJUST, _JOIN, _ERASE, _DISQUALIFY, _ERASE_KEEPING, _MUST_JOIN = 1, 2, 3, 4, 5, 6, 10
-_CODES: Final[dict[int, Disposition | Refusal]] = {
-    ord("A"): Disposition.APPLIED,
-    ord("D"): Disposition.DUPLICATE,
-    ord("E"): Disposition.PLAYER_ERASED,
-    ord("Q"): Disposition.PLAYER_DISQUALIFIED,
-    ord("J"): Disposition.NOT_JOINED,
-    ord("R"): Refusal.SCORE_OUT_OF_RANGE,
-    ord("S"): Disposition.SKIPPED,
-}
-_CHANGE_FIELDS: Final = 11
 
 
 @dataclass(slots=True)
@@ -99,8 +75,10 @@ class RedisBoard:
         self._tombstone_key = tombstone_key
         self._remembered_ids = remembered_ids
         self._terms: dict[TournamentId, Terms] = {}
-        self._apply = _Script(client, _APPLY, read_only=False)
-        self._read = _Script(client, _READ, read_only=True)
+        self._apply = Script(client, _APPLY, read_only=False)
+        self._read = Script(client, text_of("board_read"), read_only=True)
+        self._expire = Script(client, text_of("board_expire"), read_only=False)
+        self._restore = RedisRestore(client)
 
     def apply(
         self,
@@ -127,9 +105,7 @@ class RedisBoard:
                     stands_at = None if answer[1] < 0 else int(answer[1])
                     raise BoardBehindError(tournament_id, stands_at)
                 case _:
-                    raise ForeignLogError(
-                        f"{tournament_id} was folded from {answer[1].decode()}, not {log_id}"
-                    )
+                    raise foreign(tournament_id, answer[1], log_id)
         raise RuntimeError(f"the terms of {tournament_id} change under every call")
 
     # applying
@@ -155,48 +131,18 @@ class RedisBoard:
                 folded.verdicts.append(None)
                 if terms is None:
                     raise AssertionError("no action is possible where no board exists")
-                folded.steps += self._step(tournament_id, terms, entry, verdict)
+                mark = self._mark(terms, tournament_id, verdict.player_id)
+                folded.steps += step_of(terms, entry, verdict, mark)
         folded.terms = terms
         return folded
 
-    def _step(
-        self, tournament_id: TournamentId, terms: Terms, entry: LogEntry, action: Action
-    ) -> tuple[object, ...]:
-        """The thirteen fields of one step, in the script's order."""
-        event = entry.event
-        op, score, name, mark = _ERASE, Score(0), b"", b""
-        if terms.stays_out:
-            if self._tombstone_key is None:
-                raise ValueError("a board that is applied to needs its tombstone key")
-            mark = tombstone(self._tombstone_key, tournament_id, action.player_id)
-        match action:
-            case Earn():
-                op, score = _EARN, action.points
-            case Adjust():
-                op, score = _ADJUST, Score(action.delta)
-            case Join():
-                op, name = _JOIN, (action.display_name or "").encode()
-            case Remove(reason=RemovalReason.DISQUALIFIED):
-                op = _DISQUALIFY
-            case Remove(keep_row=True):
-                op, name = _ERASE_KEEPING, erased_name(mark).encode()
-        if terms.rules.join == "required" and op in (_EARN, _ADJUST):
-            op += _MUST_JOIN
-        return (
-            entry.offset,
-            op,
-            action.player_id,
-            event_key(event),
-            score.score,
-            score.subscore,
-            name,
-            mark or False,
-            event.source,
-            event.id,
-            event.time_ms,
-            event.traceparent or False,
-            False if event.sequence is None else event.sequence,
-        )
+    def _mark(self, terms: Terms, tournament_id: TournamentId, player_id: PlayerId) -> bytes:
+        """The player's tombstone; empty where nobody is out, as it costs a hash."""
+        if not terms.stays_out:
+            return b""
+        if self._tombstone_key is None:
+            raise ValueError("a board that is applied to needs its tombstone key")
+        return tombstone(self._tombstone_key, tournament_id, player_id)
 
     def _call(
         self,
@@ -227,7 +173,7 @@ class RedisBoard:
         )
         packed = msgpack.packb(request, use_bin_type=False)
         started = time.perf_counter()
-        answer = self._apply(_keys(tournament_id), packed)
+        answer = self._apply(keys_of(tournament_id), packed)
         telemetry.BOARD_CALLS.labels("apply").observe(time.perf_counter() - started)
         return msgpack.unpackb(answer, raw=True, strict_map_key=False)
 
@@ -247,13 +193,13 @@ class RedisBoard:
         refusals: dict[int, Refusal] = {}
         for chunk in chunks:
             packed_changes, packed_refusals = msgpack.unpackb(chunk[8:], raw=True)
-            changes += _changes(tournament_id, packed_changes, confirmed)
+            changes += changes_of(tournament_id, packed_changes, confirmed)
             for i in range(0, len(packed_refusals), 2):
                 refusals[packed_refusals[i]] = Refusal(packed_refusals[i + 1].decode())
         ruled = iter(codes)
         verdicts: list[Disposition | Refusal] = []
         for entry, decided in zip(entries, folded.verdicts, strict=True):
-            verdict = _CODES[next(ruled)] if decided is None else decided
+            verdict = VERDICTS[next(ruled)] if decided is None else decided
             if entry.offset <= before:
                 verdict = refusals.get(entry.offset, told_again(folded.terms, entry))
             verdicts.append(verdict)
@@ -266,6 +212,24 @@ class RedisBoard:
             verdicts=verdicts,
             unconfirmed=changes,
         )
+
+    # putting in place, letting go
+
+    def restore(
+        self,
+        snapshot: Snapshot,
+        *,
+        force: bool = False,
+        loaded: Callable[[int], None] = lambda rows: None,
+    ) -> bool:
+        (stands_at,) = self.stands_at(snapshot.log_id, [snapshot.tournament_id])
+        if stands_at is not None and stands_at >= snapshot.offset and not force:
+            return False
+        self._terms.pop(snapshot.tournament_id, None)
+        return self._restore(snapshot, force=force, loaded=loaded)
+
+    def expire(self, tournament_id: TournamentId, sequence: Offset, at_ms: int) -> bool:
+        return bool(self._expire(keys_of(tournament_id), sequence, at_ms))
 
     # reading
 
@@ -285,10 +249,10 @@ class RedisBoard:
             raise ValueError("only who holds the tombstone key can tell whom one stands for")
         mark = tombstone(self._tombstone_key, tournament_id, player_id)
         with transient():
-            return bool(self._client.hget(_keys(tournament_id)[7].decode(), mark) == b"E")
+            return bool(self._client.hget(keys_of(tournament_id)[7].decode(), mark) == b"E")
 
     def scores_at(self, tournament_id: TournamentId, ranks: Sequence[int]) -> Curve | None:
-        answer = self._read(_keys(tournament_id)[:4], -1, "scores", *ranks)
+        answer = self._read(keys_of(tournament_id)[:4], -1, "scores", *ranks)
         if answer is None:
             return None
         sequence, scores = answer
@@ -296,12 +260,39 @@ class RedisBoard:
         return Curve(tournament_id, Offset(int(sequence)), points)
 
     def is_in(self, tournament_id: TournamentId, player_id: PlayerId) -> bool:
-        keys = _keys(tournament_id)
+        keys = keys_of(tournament_id)
         with transient():
             return bool(
                 self._client.hexists(keys[3].decode(), player_id)
                 or self._client.hexists(keys[2].decode(), player_id)
             )
+
+    def rows(
+        self, tournament_id: TournamentId, players: Sequence[PlayerId]
+    ) -> tuple[Offset, Sequence[PlayerRow | None]] | None:
+        answer = self._read(keys_of(tournament_id)[:4], -1, "rows", *players)
+        if answer is None:
+            return None
+        found = [
+            None if row is None else PlayerRow(player, Score(row[0], row[1]), Offset(row[2]))
+            for player, row in zip(players, answer[1], strict=True)
+        ]
+        return Offset(int(answer[0])), found
+
+    def stands_at(
+        self, log_id: str, tournaments: Sequence[TournamentId]
+    ) -> Sequence[Offset | None]:
+        with transient():
+            pipeline = self._client.pipeline(transaction=False)
+            for tournament_id in tournaments:
+                pipeline.hmget(keys_of(tournament_id)[0].decode(), "log", "offset")
+            answers = pipeline.execute()
+        offsets: list[Offset | None] = []
+        for tournament_id, (log, offset) in zip(tournaments, answers, strict=True):
+            if log is not None and log.decode() != log_id:
+                raise foreign(tournament_id, log, log_id)
+            offsets.append(None if log is None else Offset(int(offset)))
+        return offsets
 
     def _view(
         self, tournament_id: TournamentId, what: str, first: int | str, second: int
@@ -309,17 +300,17 @@ class RedisBoard:
         known = self._terms.get(tournament_id)
         revision = -1 if known is None else known.revision
         started = time.perf_counter()
-        answer = self._read(_keys(tournament_id)[:4], revision, what, first, second)
+        answer = self._read(keys_of(tournament_id)[:4], revision, what, first, second)
         telemetry.BOARD_CALLS.labels(what).observe(time.perf_counter() - started)
         if answer is None:
             self._terms.pop(tournament_id, None)
             return None
-        sequence, _, fresh, players, rank, skipped, found, names = answer
+        sequence, fresh, players, rank, skipped, *found = answer
         terms = known if fresh is None else Terms.model_validate_json(fresh)
         if terms is None:
             raise AssertionError("the script answered for a board without terms")
         self._terms[tournament_id] = terms
-        standings = list(_standings(terms, skipped, found, names))
+        standings = _standings(skipped, *found)
         own_distance = None
         if rank is not None:
             standings, own_distance = _centred(terms, standings, rank + 1, second)
@@ -333,72 +324,27 @@ class RedisBoard:
         )
 
 
-class _Script:
-    """A script called by its hash; sent whole to a server that does not know it (yet)."""
-
-    def __init__(self, client: RedisClient, text: str, *, read_only: bool) -> None:
-        self._text = text
-        self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-        self._evalsha: Callable[..., Any] = client.evalsha_ro if read_only else client.evalsha
-        self._eval: Callable[..., Any] = client.eval_ro if read_only else client.eval
-
-    def __call__(self, keys: Sequence[bytes], *args: object) -> Any:
-        with transient():
-            try:
-                return self._evalsha(self._sha, len(keys), *keys, *args)
-            except NoScriptError:
-                return self._eval(self._text, len(keys), *keys, *args)
-
-
-@lru_cache(maxsize=10_000)
-def _keys(tournament_id: TournamentId) -> tuple[bytes, ...]:
-    """All keys of a tournament share one hash tag, so they share one slot of a cluster."""
-    return tuple(f"{{{tournament_id}}}:{name}".encode() for name in _KEYS)
-
-
 def _decided(folded: _Folded) -> list[Disposition | Refusal]:
     return [verdict for verdict in folded.verdicts if verdict is not None]
 
 
-def _changes(
-    tournament_id: TournamentId, packed: Sequence[Any], confirmed: Offset | None
-) -> Iterator[PositionChange]:
-    for i in range(0, len(packed), _CHANGE_FIELDS):
-        at, player, old, new, score, sub, gap, source, event_id, time_ms, trace = packed[
-            i : i + _CHANGE_FIELDS
-        ]
-        if confirmed is not None and at <= confirmed:
-            continue
-        yield PositionChange(
-            tournament_id=tournament_id,
-            player_id=PlayerId(player.decode()),
-            sequence=Offset(at),
-            old_rank=old or None,
-            new_rank=new or None,
-            score=Score(score, sub),
-            distance=None if gap is False else gap,
-            cause=Cause(source.decode(), event_id.decode()),
-            time_ms=time_ms,
-            traceparent=trace.decode() if trace else None,
-        )
-
-
 def _standings(
-    terms: Terms, skipped: int, found: Sequence[bytes], names: Sequence[bytes | None]
-) -> Iterator[Standing]:
-    prefix = 15 if terms.has_subscores else 7
-    for i, name in enumerate(names):
-        member = found[2 * i]
-        subscore = 0
-        if terms.has_subscores:
-            sign, size = member[0], int.from_bytes(member[1:8], "big")
-            subscore = size if sign else size - 2**53
-        yield Standing(
-            rank=skipped + i + 1,
-            player_id=PlayerId(member[prefix:].decode()),
+    skipped: int,
+    players: Sequence[bytes],
+    scores: Sequence[bytes],
+    subscores: Sequence[int],
+    names: Sequence[bytes | None],
+) -> list[Standing]:
+    found = zip(players, scores, subscores, names, strict=True)
+    return [
+        Standing(
+            rank=rank,
+            player_id=PlayerId(player.decode()),
             display_name=name.decode() if name else None,
-            score=Score(int(found[2 * i + 1]), subscore),
+            score=Score(int(score), subscore),
         )
+        for rank, (player, score, subscore, name) in enumerate(found, skipped + 1)
+    ]
 
 
 def _centred(

@@ -1,0 +1,58 @@
+"""The keys of a board in Redis, and the scripts that work on them.
+
+How the bytes in those keys lie is written once, in `board_layout.lua`, which stands before each
+script; Python sends and gets plain values."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from redis.exceptions import NoScriptError
+
+from leaderboard.adapters.redis_client import RedisClient, transient
+from leaderboard.errors import ForeignLogError
+from leaderboard.model import TournamentId
+
+NAMES: Final = ("board", "ranks", "rows", "names", "newer", "older", "numbers", "out", "outbox")
+
+
+@lru_cache(maxsize=10_000)
+def keys_of(tournament_id: TournamentId) -> tuple[bytes, ...]:
+    """The nine keys, in the order of `NAMES`. All keys of a tournament share one hash tag, so
+    they share one slot of a cluster."""
+    return tuple(f"{{{tournament_id}}}:{name}".encode() for name in NAMES)
+
+
+def text_of(name: str) -> str:
+    """A script of this folder with the layout before it."""
+    here = Path(__file__)
+    layout = here.with_name("board_layout.lua").read_text(encoding="utf-8")
+    return layout + here.with_name(f"{name}.lua").read_text(encoding="utf-8")
+
+
+class Script:
+    """A script called by its hash; sent whole to a server that does not know it (yet).
+
+    A call is repeated after a broken connection: a script has to be harmless when done twice."""
+
+    def __init__(self, client: RedisClient, text: str, *, read_only: bool) -> None:
+        self._text = text
+        self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        self._evalsha: Callable[..., Any] = client.evalsha_ro if read_only else client.evalsha
+        self._eval: Callable[..., Any] = client.eval_ro if read_only else client.eval
+
+    def __call__(self, keys: Sequence[bytes], *args: object) -> Any:
+        with transient():
+            try:
+                return self._evalsha(self._sha, len(keys), *keys, *args)
+            except NoScriptError:
+                return self._eval(self._text, len(keys), *keys, *args)
+
+
+def foreign(tournament_id: TournamentId, found: bytes, log_id: str) -> ForeignLogError:
+    """The error for a board that was folded from the log `found`."""
+    return ForeignLogError(f"{tournament_id} was folded from {found.decode()}, not {log_id}")
