@@ -334,6 +334,11 @@ def type_of(model: type[BaseModel]) -> str:
     return f"{TYPE_PREFIX}{_NAMES[model]}.v1"  # type: ignore[index]
 
 
+def name_of(model: type[BaseModel]) -> str:
+    """The name of a data model in the contract."""
+    return _NAMES[model]  # type: ignore[index]
+
+
 def dead_letter_topic(topic: str) -> str:
     """Where the events of `topic` go that can never work."""
     return f"{topic}-dlq"

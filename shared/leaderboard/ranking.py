@@ -54,11 +54,15 @@ def combine(operator: Operator, order: Order, current: Score | None, points: Sco
             raise ValueError("best_of can't be folded yet")
 
 
+def sign_of(order: Order) -> int:
+    """What turns a score into the number whose smallest stands first, and back."""
+    return -1 if order is Order.DESCENDING else 1
+
+
 def rank_key(order: Order, score: Score, reached: Offset) -> RankKey:
     """The place of a score in the total order; smaller stands higher."""
-    if order is Order.DESCENDING:
-        return (-score.score, -score.subscore, reached)
-    return (score.score, score.subscore, reached)
+    sign = sign_of(order)
+    return (sign * score.score, sign * score.subscore, reached)
 
 
 def distance(order: Order, score: int, above: int) -> int:
