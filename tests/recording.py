@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -103,10 +103,15 @@ class Log:
         return found
 
 
-def sound(number: int) -> ev.Record:
+def sound(number: int, source: str = "/tests") -> ev.Record:
     """A wager that any handler may read."""
     data = ev.ScoreSubmitted(tournament_id="t1", player_id="alice", score=number)
-    return encode_kafka(ev.Event(f"e{number}", "/tests", 1_760_000_000_000, data), ev.WAGERS)
+    return encode_kafka(ev.Event(f"e{number}", source, 1_760_000_000_000, data), ev.WAGERS)
+
+
+def garbage(number: int, source: str) -> ev.Record:
+    """The same, but for a value that nobody can read."""
+    return sound(number, source)._replace(value=b"\xff\xfe")
 
 
 class Recorder:
@@ -171,18 +176,22 @@ def host_of(
     recorder: Recorder,
     dead_letters: RecordSink | None = None,
     batch_size: int = 100,
+    *,
     more: Sequence[str] = (),
     buries: bool = True,
+    decode: Callable[[ev.Record], ev.Event | None] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> KafkaHost:
     """A host for the topic of `log` and `more` topics; `buries`: as their own consumer does."""
     kafka = kafka_settings(log.servers)
-    settings = load(
+    consumer = load(
         ConsumerSettings,
         {
             "KAFKA_GROUP_ID": log.group,
             "HOST": LOOPBACK,
             "PORT": str(free_port()),
             "BATCH_SIZE": str(batch_size),
+            **(settings or {}),
         },
     )
     sink = KafkaFeed(kafka) if dead_letters is None and buries else dead_letters
@@ -192,9 +201,9 @@ def host_of(
         lambda: recorder,
         sink,
         kafka,
-        settings,
+        consumer,
         {},
-        decode=decode_as_wagers,
+        decode=decode or decode_as_wagers,
     )
 
 
@@ -228,11 +237,10 @@ def running(
     recorder: Recorder,
     dead_letters: RecordSink | None = None,
     batch_size: int = 100,
-    more: Sequence[str] = (),
-    buries: bool = True,
+    **how: Any,
 ) -> Iterator[Running]:
-    """A host that works until the block ends; fails if a bug has ended it before."""
-    one = Running(host_of(log, recorder, dead_letters, batch_size, more, buries))
+    """A host (`how`: see `host_of`) that works until the block ends; fails if a bug ended it."""
+    one = Running(host_of(log, recorder, dead_letters, batch_size, **how))
     try:
         yield one
     finally:

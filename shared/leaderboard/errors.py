@@ -5,6 +5,7 @@
     ├── TransientError          may work later: retried in place with back-off, 503 over HTTP
     ├── BoardBehindError        the board lost writes: replay the log from where it stands
     ├── ForeignLogError         the board belongs to another log (a topic made anew): stop
+    ├── UnreadableTopicError    so much of a topic can't be read that the fault is ours: stop
     ├── UnauthenticatedError    no token, or one that proves nothing: 401
     ├── ForbiddenError          a sound token that may not do this: 403
     ├── NotFoundError           404
@@ -61,6 +62,10 @@ class BoardBehindError(LeaderboardError):
 
 class ForeignLogError(LeaderboardError):
     """The board was folded from another log: offsets of the two can't be compared."""
+
+
+class UnreadableTopicError(LeaderboardError):
+    """More of a topic can't be read than may be diverted. The message says what to do."""
 
 
 class UnauthenticatedError(LeaderboardError):

@@ -196,6 +196,10 @@ class ConsumerSettings(_Settings):
     session_timeout_ms: int = Field(6_000, alias="KAFKA_SESSION_TIMEOUT_MS", ge=1_000, le=300_000)
     """Classic groups only: how long a killed member keeps its partitions."""
     batch_size: int = Field(1_000, alias="BATCH_SIZE", ge=1, le=10_000)
+    dead_letter_cap_ratio: float = Field(0.5, alias="DEAD_LETTER_CAP_RATIO", gt=0, le=1)
+    """The share of the latest records that may be unreadable; 1 switches the cap off."""
+    dead_letter_cap_minimum: int = Field(200, alias="DEAD_LETTER_CAP_MINIMUM", ge=50, le=10_000)
+    """How many records are the latest ones; with fewer nothing is judged."""
     host: str = Field("0.0.0.0", alias="HOST")  # noqa: S104 - a pod's probes come from outside
     port: Port = Field(8080, alias="PORT")
     """Of /healthz, /readyz and /metrics."""

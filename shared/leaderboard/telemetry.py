@@ -20,6 +20,16 @@ EVENTS: Final = Counter(
 DEAD_LETTERS: Final = Counter(
     "leaderboard_dead_letters", "Events sent to a dead-letter topic.", ["topic", "reason"]
 )
+UNREADABLE_SHARE: Final = Gauge(
+    "leaderboard_unreadable_share",
+    "Share of the latest records of a topic that can't be read, when last one could not.",
+    ["function", "topic"],
+)
+CAP_STOPS: Final = Counter(
+    "leaderboard_dead_letter_cap_stops",
+    "Times that the cap on dead letters stopped the consumer.",
+    ["function", "topic"],
+)
 LEFT_UNREAD: Final = Counter(
     "leaderboard_left_unread",
     "Records that can't be read, left to the consumer that buries those of their topic.",

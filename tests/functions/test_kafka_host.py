@@ -21,9 +21,20 @@ import recording
 from leaderboard import events as ev
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.errors import Refusal, RefusedError, TransientError
-from leaderboard.hosts.kafka import Batch, Refused, ReplayError
+from leaderboard.hosts.kafka import Batch, KafkaHost, Refused, ReplayError
 from leaderboard.model import Offset, Place
-from recording import Log, Recorder, Running, host_of, kafka_settings, running
+from leaderboard.settings import ConsumerSettings, KafkaSettings, load
+from leaderboard.stack.embedded import InProcessKafka
+from leaderboard.stack.process import LOOPBACK, free_port
+from recording import (
+    Log,
+    Recorder,
+    Running,
+    decode_as_wagers,
+    host_of,
+    kafka_settings,
+    running,
+)
 from running import wait_for
 
 REBALANCE = 27
@@ -545,3 +556,40 @@ def test_a_reader_beside_the_consumer_gets_every_record_and_buries_none(kafka: s
     (letter,) = [record for batch in batches if batch.topic == dead for record in batch.records]
     assert (letter.value, dict(letter.headers)["dlq_offset"]) == (bad.value, b"1")
     assert log.buried() == 1
+
+
+def test_two_topics_work_on_the_in_process_cluster_too() -> None:
+    cluster, recorder = InProcessKafka(), Recorder()
+    environ = {
+        "KAFKA_BOOTSTRAP_SERVERS": cluster.bootstrap_servers,
+        "KAFKA_GROUP_PROTOCOL": "consumer",
+        "HOST": LOOPBACK,
+        "PORT": str(free_port()),
+    }
+    kafka_, consumer = load(KafkaSettings, environ), load(ConsumerSettings, environ)
+    topics = (ev.WAGERS, ev.dead_letter_topic(ev.WAGERS))
+    batches: list[Batch] = []
+    recorder.on_settle = batches.append
+    with contextlib.closing(KafkaFeed(kafka_)) as feed:
+        try:
+            cluster.create_topics()
+            host = KafkaHost(
+                "two", topics, lambda: recorder, None, kafka_, consumer, {}, decode=decode_as_wagers
+            )
+            one = Running(host)
+            try:
+                feed.send(recording.sound(n)._replace(topic=topics[n % 2]) for n in range(20))
+                wait_for(lambda: sum(len(batch.records) for batch in batches) == 20, 20)
+            finally:
+                one.stop()
+            assert one.error is None
+        finally:
+            cluster.close()
+    assert len(recorder.assignments) == 8, "four partitions of each"
+    assert {one.log_id for one in recorder.assignments} == {
+        f"{topic}/-/{partition}" for topic in topics for partition in range(4)
+    }
+    for topic, entries in zip(topics, (10, 0), strict=True):
+        of_topic = [batch for batch in batches if batch.topic == topic]
+        assert sum(len(batch.records) for batch in of_topic) == 10
+        assert sum(len(batch.entries) for batch in of_topic) == entries

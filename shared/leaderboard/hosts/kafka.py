@@ -3,7 +3,8 @@
 At least once, and every effect harmless when repeated: offsets are committed after the effects.
 Three dispositions (errors.py): a refused event goes to the dead-letter topic, confirmed before
 the commit; a transient error is retried in place with back-off; anything else stops the process
-uncommitted. One thread does it all, so a partition is never revoked in the middle of a batch.
+uncommitted, and so does a topic of which too much can't be read (kafka_cap.py). One thread does
+it all, so a partition is never revoked in the middle of a batch.
 """
 
 from __future__ import annotations
@@ -12,123 +13,46 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeVar
 
 from confluent_kafka import Message
 
 from leaderboard import telemetry
 from leaderboard.codec import decode_kafka
-from leaderboard.errors import LeaderboardError, RefusedError, SettingsError, TransientError
+from leaderboard.errors import RefusedError, SettingsError, TransientError
 from leaderboard.events import Event, Record, dead_letter_topic, format_time_ms
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.health import HealthServer
+from leaderboard.hosts.kafka_cap import DeadLetterCap
 from leaderboard.hosts.kafka_group import Membership, group_config
-from leaderboard.hosts.kafka_log import TopicLogs
+from leaderboard.hosts.kafka_handler import (
+    Assignment,
+    Batch,
+    Handler,
+    RecordSink,
+    Refused,
+    ReplayError,
+)
+from leaderboard.hosts.kafka_log import TopicLogs, record_of
 from leaderboard.model import Offset, Place
 from leaderboard.settings import ConsumerSettings, KafkaSettings
 
+__all__ = [
+    "Assignment",
+    "Batch",
+    "Handler",
+    "KafkaHost",
+    "RecordSink",
+    "Refused",
+    "ReplayError",
+]
 FIRST_BACK_OFF_SECONDS: Final = 0.1
 LONGEST_BACK_OFF_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 0.5
 STUCK_SECONDS: Final = 120.0
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-
-class ReplayError(LeaderboardError):
-    """The handler has to read a partition again, from `offset` (None: as far back as it
-    goes)."""
-
-    def __init__(self, offset: Offset | None, place: Place | None = None) -> None:
-        super().__init__(f"replay from {offset}")
-        self.offset = offset
-        self.place = place
-        """Which partition, where it is not that of the batch at hand."""
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """A partition that this process owns from now on. `log_id` names topic and partition, and
-    the topic's own id: one made anew is another log. `committed` is where the group stands."""
-
-    topic: str
-    partition: int
-    log_id: str
-    committed: Offset | None
-    low: Offset
-    """The oldest offset that the log still holds."""
-    partitions: int
-    """How many the topic has."""
-
-    @property
-    def place(self) -> Place:
-        return Place(self.topic, self.partition)
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """An event of a batch that can never work."""
-
-    offset: Offset
-    error: RefusedError
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Records of one partition, in order. `entries` are those that are events, decoded; it may
-    be empty."""
-
-    topic: str
-    partition: int
-    log_id: str
-    entries: Sequence[LogEntry]
-    next_offset: Offset
-    """The offset after the last record of the batch."""
-    records: Sequence[Record] = ()
-    """Every record of the batch as it came, also those that are no entries."""
-    unreadable: Sequence[Refused] = ()
-    """Those records that could not be decoded. The host sees to them, see `KafkaHost`."""
-
-    @property
-    def place(self) -> Place:
-        return Place(self.topic, self.partition)
-
-
-class Handler(Protocol):
-    """A function, as the host sees it. `assigned`, `handle`, `settle` and `tick` may raise
-    TransientError and are repeated then, a batch from `handle` on."""
-
-    def assigned(self, assignment: Assignment) -> Offset | None:
-        """Where to start reading, None for where the group stands; never further than that."""
-
-    def revoked(self, place: Place) -> None:
-        """The partition belongs to somebody else now: forget what was known of it. Also called
-        where `assigned` was not, or did not end well."""
-
-    def handle(self, batch: Batch) -> Sequence[Refused]:
-        """Do the effects of the batch; what is answered is refused like what can't be read.
-
-        Raises ReplayError to read again from an earlier offset."""
-
-    def settle(self, batch: Batch) -> None:
-        """Effects and dead letters of the batch are confirmed; the commit comes next. Raises
-        ReplayError as `handle` does."""
-
-    def safe(self, place: Place, next_offset: Offset) -> Offset:
-        """How far the partition may be committed: `next_offset`, or less while work is open."""
-
-    def tick(self) -> float:
-        """Do what is due by the clock; the seconds until the next call is wanted.
-
-        Raises ReplayError naming an owned partition to read that one again."""
-
-
-class RecordSink(Protocol):
-    """Where dead letters go: returns when all are acknowledged, else raises TransientError."""
-
-    def send(self, records: Iterable[Record]) -> None: ...
 
 
 class _GivenUpError(Exception):
@@ -168,6 +92,13 @@ class KafkaHost:
         config = group_config(name, kafka, settings)
         self._group = Membership(names, config, self._revoked, self._safe)
         self._logs = TopicLogs(names, kafka)
+        self._cap = DeadLetterCap(
+            name,
+            settings.dead_letter_cap_ratio,
+            settings.dead_letter_cap_minimum,
+            decode,
+            self._logs.before,
+        )
         self._log_ids: dict[Place, str] = {}
         self._beat = time.monotonic()
 
@@ -228,6 +159,13 @@ class KafkaHost:
         telemetry.BATCH_SIZE.labels(self._name).observe(len(messages))
         batch = self._read(place, messages)
         buried: set[Offset] = set()
+        try:
+            # Before anything of it has an effect: a topic that can't be read stays as it is.
+            self._retried(
+                lambda: self._cap.judge(batch, self._group.owned()), lambda: self._group.owns(place)
+            )
+        except _GivenUpError:
+            return
 
         def effects() -> None:
             refused = [*batch.unreadable, *handler.handle(batch)]
@@ -257,7 +195,7 @@ class KafkaHost:
 
     def _read(self, place: Place, messages: Sequence[Message]) -> Batch:
         topic, partition = place
-        records = [_record(message, topic, partition) for message in messages]
+        records = [record_of(message, topic, partition) for message in messages]
         entries: list[LogEntry] = []
         refused: list[Refused] = []
         decode = self._decode
@@ -350,6 +288,7 @@ class KafkaHost:
 
     def _revoked(self, place: Place) -> None:
         self._log_ids.pop(place, None)
+        self._cap.forget(place)
         if self._handler is not None:
             self._handler.revoked(place)
 
@@ -365,19 +304,6 @@ class KafkaHost:
         self._logs.check()
         if not self._group.is_member():
             raise TransientError("not a member of the group yet")
-
-
-def _record(message: Message, topic: str, partition: int) -> Record:
-    headers: Any = message.headers() or ()
-    return Record(
-        topic,
-        message.key(),
-        message.value(),
-        tuple(headers),
-        partition,
-        message.offset() or 0,
-        message.timestamp()[1],
-    )
 
 
 def _dead_letter(record: Record, error: RefusedError, at: str) -> Record:

@@ -147,6 +147,10 @@ class Membership:
     def is_fresh(self, place: Place) -> bool:
         return place in self._fresh
 
+    def owned(self) -> Mapping[Place, Offset]:
+        """The owned partitions, with the offset up to which each is done."""
+        return self._next
+
     def owns(self, place: Place) -> bool:
         return place in self._next
 

@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient
 
 from leaderboard.errors import TransientError
+from leaderboard.events import Record
 from leaderboard.model import Offset, Place
 from leaderboard.settings import KafkaSettings
 
 ASK_SECONDS: Final = 10.0
 CHECK_SECONDS: Final = 2.0
+LOOK_BACK_KIB: Final = 4096
 IN_PROCESS_CLUSTER: Final = "mockCluster"
 """How librdkafka's own cluster (of the embedded stack) names itself. It describes no topics."""
 
@@ -74,6 +83,38 @@ class TopicLogs:
         except KafkaException as error:
             raise TransientError(f"Kafka did not tell where the log starts: {error}") from None
 
+    def before(self, place: Place, end: Offset, count: int) -> Iterator[Record]:
+        """The last records before `end`, in order: those of the `count` offsets before it that
+        the log still holds. Costs a connection."""
+        start = max(self.low(place), end - count)
+        if start >= end:
+            return
+        reader = Consumer(
+            {
+                **self._settings.client_config(),
+                "group.id": "asks-only",
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "queued.max.messages.kbytes": LOOK_BACK_KIB,
+            }
+        )
+        try:
+            reader.assign([TopicPartition(*place, start)])
+            while (message := reader.poll(ASK_SECONDS)) is not None:
+                error = message.error()
+                if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                    raise TransientError(f"Kafka did not tell what came before: {error}")
+                if error is not None or (message.offset() or 0) >= end:
+                    return
+                yield record_of(message, *place)
+                if (message.offset() or 0) + 1 >= end:
+                    return
+            raise TransientError(f"Kafka did not tell what came before in {ASK_SECONDS:g} s")
+        except KafkaException as error:
+            raise TransientError(f"Kafka did not tell what came before: {error}") from None
+        finally:
+            reader.close()
+
     def check(self) -> None:
         """Raises TransientError unless a broker answers and every topic exists, in two seconds."""
         until = time.monotonic() + CHECK_SECONDS
@@ -93,3 +134,17 @@ class TopicLogs:
         if found.error is not None:
             raise TransientError(f"{topic}: {found.error}")
         return len(found.partitions)
+
+
+def record_of(message: Message, topic: str, partition: int) -> Record:
+    """A message of this partition as the record that it is."""
+    headers: Any = message.headers() or ()
+    return Record(
+        topic,
+        message.key(),
+        message.value(),
+        tuple(headers),
+        partition,
+        message.offset() or 0,
+        message.timestamp()[1],
+    )
