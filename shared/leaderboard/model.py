@@ -33,6 +33,9 @@ TOP_VISIBLE: Final = 100
 REMEMBERED_IDS: Final = 100_000
 """Applied event ids that a board surely remembers per tournament (at most twice as many)."""
 
+BOARD_KEPT_MS: Final = 24 * 3600 * 1000
+"""A board goes so long after the record has confirmed its end; the record answers from then on."""
+
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 

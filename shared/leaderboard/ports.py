@@ -5,7 +5,8 @@ raises TransientError when the dependency is away: nothing is lost then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -210,6 +211,42 @@ class Record(Protocol):
         self, tournament_id: TournamentId, player_id: PlayerId, radius: int
     ) -> BoardView | None:
         """As `Board.around`."""
+
+    def tournaments_of(self, player_id: PlayerId) -> Sequence[TournamentId]:
+        """Every tournament that knows the player."""
+
+
+class Snapshots(Protocol):
+    """What lost boards are made from: the record, as it stood at any offset it has passed."""
+
+    def reached(self, log_id: str, partition: int) -> Offset | None:
+        """Everything below this offset is in the record; None where it knows nothing of the
+        log. Raises ForeignLogError where it holds another one."""
+
+    def expected(
+        self, partition: int, before: Offset, *, quiet_only: bool = False
+    ) -> Mapping[TournamentId, Offset]:
+        """Which tournaments have to have a board, and how far it has to be at least: the offset
+        of the last event below `before`. `quiet_only`: those without an event from there on,
+        which costs one look at each instead of a search."""
+
+    def taken(
+        self, tournament_id: TournamentId, before: Offset
+    ) -> AbstractContextManager[Snapshot | None]:
+        """The tournament after every event below `before`, for as long as the context is open;
+        None where it did not exist then.
+
+        Where somebody was erased later it is the tournament as it is now: who was erased is not
+        brought back, not even for the time between."""
+
+    def erasures(self, tournament_id: TournamentId) -> Sequence[tuple[str, int]]:
+        """Erasures that the tournament has applied: id and time of the request."""
+
+    def entries(
+        self, partition: int, start: Offset, end: Offset
+    ) -> Iterator[tuple[TournamentId, Sequence[LogEntry]]]:
+        """The log from `start` to below `end` as the record keeps it, in pieces of one
+        tournament each, in order within every tournament."""
 
 
 class Progress(Protocol):

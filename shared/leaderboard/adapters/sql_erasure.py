@@ -24,7 +24,7 @@ _KEPT: Final = frozenset(
 NOBODY: Final = "erased"
 
 
-def pseudonymised(body: str, name: str | None) -> str:
+def pseudonymised(body: str, name: str) -> str:
     """An event's data with `name` for its player, and nothing else that could point to them."""
     data: dict[str, Any] = json.loads(body)
     kept = {key: value for key, value in data.items() if key in _KEPT}
@@ -34,7 +34,7 @@ def pseudonymised(body: str, name: str | None) -> str:
             kept[key] = NOBODY
     if "wager" in data:
         kept["wager"] = {"source": NOBODY, "id": NOBODY}
-    return json.dumps({**kept, "player_id": name or NOBODY}, separators=(",", ":"))
+    return json.dumps({**kept, "player_id": name}, separators=(",", ":"))
 
 
 def pseudonymous_id(event: Event) -> str:

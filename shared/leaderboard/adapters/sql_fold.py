@@ -534,7 +534,9 @@ class _Fold:
         self, tournament: _Tournament, action: Remove, player: _Player | None, entry: LogEntry
     ) -> bool:
         mark = self._mark(tournament, action.player_id)
-        if tournament.out.get(mark) is not RemovalReason.ERASED:
+        known = tournament.out.get(mark)
+        if known is None or (known is not action.reason and known is not RemovalReason.ERASED):
+            # The first removal's offset stays: from then on the player was out.
             tournament.out[mark] = action.reason
             self._changes.exclusions[tournament.no, mark] = (action.reason.value, entry.offset)
         if isinstance(entry.event.data, ev.PlayerErased):
@@ -570,7 +572,8 @@ class _Fold:
         kind, body, event_id = ev.name_of(type(event.data)), one.body, event.id
         if event.player_id is not None and (player is None or player.player_id != event.player_id):
             # Erased, now or before: nothing of it may name them.
-            body = pseudonymised(body, None if player is None else player.player_id)
+            mark = self._mark(tournament, event.player_id)
+            body = pseudonymised(body, erased_name(mark))
             event_id = pseudonymous_id(event)
         self._changes.inputs.append(
             (

@@ -93,6 +93,17 @@ class SqlRecord:
                 gap = distance(board.terms.rules.order, own.score.score, above.score.score)
             return board.view([one for one in page if one.rank >= rank - radius], gap)
 
+    def tournaments_of(self, player_id: PlayerId) -> Sequence[TournamentId]:
+        table = tables.tournaments
+        statement = (
+            sa.select(table.c.tournament_id)
+            .join(tables.players, table.c.tournament_no == _WHO.tournament_no)
+            .where(_WHO.player_id == player_id)
+            .order_by(table.c.tournament_no)
+        )
+        with reading(self._engine) as connection:
+            return [TournamentId(name) for name in connection.execute(statement).scalars()]
+
 
 class _Board:
     """One tournament inside one reading transaction."""
