@@ -205,6 +205,13 @@ def test_a_board_goes_at_its_time_if_it_stands_where_the_caller_saw_it(board: Bo
         put(board, [scored_entry(5, BOB, 1)], after=4)
 
 
+def test_a_board_whose_time_is_over_goes_at_once(board: Board) -> None:
+    put(board, OLD)
+    assert board.expire(T, Offset(1), in_ms(-1000))
+    assert board.top(T, 10) is None
+    assert put(board, NEW).verdicts == [Disposition.APPLIED] * len(NEW)
+
+
 def test_a_restored_board_does_not_go(board: Board) -> None:
     put(board, OLD)
     assert board.expire(T, Offset(1), in_ms(500))
@@ -310,24 +317,31 @@ class Slow:
             time.sleep(self._seconds)
 
 
-def test_what_is_loaded_lives_as_long_as_chunks_come(client: RedisClient) -> None:
+def test_what_is_loaded_lives_while_the_next_chunk_is_long_in_coming(client: RedisClient) -> None:
     board = RedisBoard(client, TOMBSTONE_KEY)
-    board._restore = RedisRestore(client, aside_seconds=0.6)
-    log = [scheduled(0), *(scored_entry(i, f"p{i}", i) for i in range(1, 9))]
-    snapshot = snapshot_of(folded(log), chunk=1)
-    slow = replace(snapshot, rows=Slow(list(snapshot.rows), 0.15))
-    assert board.restore(slow)
-    assert board.top(T, 10) == folded(log).top(T, 10)
+    board._restore = RedisRestore(client, aside_seconds=0.4)
+    snapshot = snapshot_of(folded(NEW), chunk=1)
+    assert board.restore(replace(snapshot, rows=Slow(list(snapshot.rows), 0.9)))
+    assert shown(board.top(T, 10)) == SHOWN_NEW
 
 
-def test_a_try_that_slept_too_long_fails_and_changes_nothing(client: RedisClient) -> None:
+@pytest.mark.parametrize("name", ["ranks", "rows", "names"])
+def test_a_try_that_lost_what_it_loaded_changes_nothing(client: RedisClient, name: str) -> None:
+    """As one whose process stood still until its keys had gone."""
     board = RedisBoard(client, TOMBSTONE_KEY)
     put(board, OLD)
-    board._restore = RedisRestore(client, aside_seconds=0.1)
-    snapshot = snapshot_of(folded(NEW), chunk=1)
-    slow = replace(snapshot, rows=Slow(list(snapshot.rows), 0.3))
-    with pytest.raises(TransientError, match="not what was loaded"):
-        board.restore(slow)
+    restore = board._restore
+    swap, gone = restore._swap, []
+
+    def late(*args: Any) -> Any:
+        aside = [key for key in keys(client) - NINE if key.endswith(f":{name}")]
+        gone.append(client.delete(*aside))
+        return swap(*args)
+
+    restore._swap = late  # type: ignore[assignment]
+    with pytest.raises(TransientError, match=f"{name} is not what was loaded"):
+        board.restore(snapshot_of(folded(NEW), chunk=1))
+    assert gone == [1]
     assert shown(board.top(T, 10)) == SHOWN_OLD
 
 

@@ -36,12 +36,12 @@ end
 local function member_of(row, player, ascending, has_sub)
   local at = ascending and row[3] or LIMIT - 1 - row[3]
   if not has_sub then
-    return struct.pack('>I7', at) .. player
+    return struct.pack('>I7c0', at, player)
   end
   if row[2] >= 0 then
-    return struct.pack('>BI7I7', 1, row[2], at) .. player
+    return struct.pack('>BI7I7c0', 1, row[2], at, player)
   end
-  return struct.pack('>BI7I7', 0, LIMIT + row[2], at) .. player
+  return struct.pack('>BI7I7c0', 0, LIMIT + row[2], at, player)
 end
 
 -- The player of a member, and the subscore.

@@ -21,11 +21,7 @@ from leaderboard.adapters.redis_restore import RedisRestore
 from leaderboard.adapters.redis_scripts import Script, foreign, keys_of, text_of
 from leaderboard.adapters.redis_steps import VERDICTS, changes_of, step_of
 from leaderboard.errors import BoardBehindError, Refusal
-from leaderboard.fold import (
-    LogEntry,
-    Terms,
-    decide,
-)
+from leaderboard.fold import LogEntry, Terms, decide
 from leaderboard.model import (
     REMEMBERED_IDS,
     TOP_VISIBLE,

@@ -1,16 +1,18 @@
 """Snapshots into Redis: loaded into keys aside, chunk by chunk, then swapped in by compare.
 
 Until the swap nothing is touched that anyone reads, and the swap is one script: a crash at any
-point leaves the old board whole. The keys aside live only as long as chunks keep coming. Two tries
-at once have keys of their own, and the swap decides between them.
+point leaves the old board whole. The keys aside live a minute longer than the try. Two tries at
+once have keys of their own, and the swap decides between them.
 """
 
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final
 
 import msgpack
@@ -25,12 +27,14 @@ from leaderboard.ports import Snapshot
 from leaderboard.ranking import Order
 
 ASIDE_SECONDS: Final = 60
-"""A try that sends nothing for so long has lost what it loaded, and fails."""
+"""How long keys aside outlive a try that breaks off; one that stands still as long is over too."""
 _ASIDE: Final = ("ranks", "rows", "names", "newer", "older", "numbers", "out")
-_SLICE: Final = 500
-"""Entries of one call: Redis serves others after some 5 ms."""
-_WAITING: Final = 2
-"""Chunks that may wait for Redis while the next is read from where the snapshot comes from."""
+_SLICE: Final = {"ranks": 500}
+_SLICE_OF_OTHERS: Final = 2000
+"""Entries of one call, by target: Redis serves others after some 5 ms."""
+_SENDERS: Final = 2
+"""Threads that load while the next chunk is read from where the snapshot comes from: one packs
+while Redis works for the other. What is loaded has no order."""
 _OUT: Final = {RemovalReason.ERASED: "E", RemovalReason.DISQUALIFIED: "Q"}
 
 _Load = tuple[str, Sequence[Any]]
@@ -86,6 +90,7 @@ class RedisRestore:
         counts = dict.fromkeys(_ASIDE, 0)
         shape = [int(one) for one in _shape(snapshot)]
         waiting: list[tuple[Future[None], int]] = []
+        is_over = threading.Event()
 
         def wait_for_one() -> None:
             sent, rows = waiting.pop(0)
@@ -94,22 +99,34 @@ class RedisRestore:
                 loaded(rows)
 
         def send(target: str, chunk: Sequence[Any]) -> None:
-            for first in range(0, len(chunk), _SLICE):
-                packed = msgpack.packb(chunk[first : first + _SLICE], use_bin_type=False)
-                self._load(aside, target, packed, self._aside_ms, *shape)
+            packed = msgpack.packb(chunk, use_bin_type=False)
+            self._load(aside, target, packed, self._aside_ms, *shape)
 
-        sender = ThreadPoolExecutor(1, "restore")
+        def send_all(target: str, chunk: Sequence[Any]) -> None:
+            size = _SLICE.get(target, _SLICE_OF_OTHERS)
+            for first in range(0, len(chunk), size):
+                send(target, chunk[first : first + size])
+
+        def keep() -> None:
+            """A chunk may be long in coming; an empty one renews what is there."""
+            while not is_over.wait(self._aside_ms / 4000):
+                with suppress(TransientError):  # the swap looks at what is there
+                    send("out", ())
+
+        pool = ThreadPoolExecutor(_SENDERS + 1, "restore")
         try:
+            pool.submit(keep)
             for target, chunk in _loads(snapshot):
                 counts[target] += len(chunk)
                 rows = len(chunk) if target == "ranks" else 0
-                waiting.append((sender.submit(send, target, chunk), rows))
-                if len(waiting) > _WAITING:
+                waiting.append((pool.submit(send_all, target, chunk), rows))
+                if len(waiting) > _SENDERS:
                     wait_for_one()
             while waiting:
                 wait_for_one()
         finally:
-            sender.shutdown(cancel_futures=True)
+            is_over.set()
+            pool.shutdown(cancel_futures=True)
         counts["rows"] = counts["ranks"]
         return counts
 
