@@ -12,10 +12,12 @@ from typing import Final, NamedTuple, Protocol
 
 from leaderboard.errors import Refusal
 from leaderboard.events import Event
+from leaderboard.events import Record as EventRecord
 from leaderboard.fold import LogEntry, RemovalReason, Terms
 from leaderboard.model import (
     Disposition,
     Offset,
+    Place,
     PlayerId,
     PositionChange,
     Score,
@@ -188,6 +190,9 @@ class Directory(Protocol):
     def all(self) -> Sequence[Summary]:
         """Every tournament, in order of start and id."""
 
+    def remove(self, tournament_id: TournamentId) -> None:
+        """Show it no longer: its board is gone, and the record answers."""
+
 
 class Record(Protocol):
     """The record's answers, the same that a board gives, at the sequence that it has reached."""
@@ -214,6 +219,82 @@ class Record(Protocol):
 
     def tournaments_of(self, player_id: PlayerId) -> Sequence[TournamentId]:
         """Every tournament that knows the player."""
+
+
+class Input(NamedTuple):
+    """An event at its place in the log, with its data as they came (JSON text)."""
+
+    entry: LogEntry
+    body: str
+
+
+class Folded(NamedTuple):
+    """What became of a batch in the record."""
+
+    verdicts: Sequence[Disposition | Refusal]
+    """Aligned with the inputs."""
+    repeats: int
+    """How many were applied although an event of the same source and id had been before: ids
+    are remembered for a while only, and the record alone sees what outlives that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What the record has of a tournament that has a board, to be compared with it."""
+
+    tournament_id: TournamentId
+    sequence: Offset
+    players: int
+    is_over: bool
+    confirmed_at_ms: int | None
+    """When record and board were found equal after the end; None: not yet."""
+
+
+class Archive(Protocol):
+    """The record's writer. Each batch is one transaction with the offset that it reaches: what is
+    given again is skipped, and of two owners of a partition one finds it taken.
+
+    The writing methods raise ForeignLogError for a batch of another log than before."""
+
+    def reached(self, place: Place, log_id: str) -> Offset | None:
+        """Everything below this offset is in the record; None: nothing of this place yet."""
+
+    def fold(
+        self, place: Place, log_id: str, batch: Sequence[Input], next_offset: Offset
+    ) -> Folded:
+        """Take in inputs of `wagers`, in log order."""
+
+    def keep_changes(
+        self, place: Place, log_id: str, entries: Sequence[LogEntry], next_offset: Offset
+    ) -> int:
+        """Keep position changes, each sequence of a tournament once; how many were new."""
+
+    def keep_attempts(
+        self, place: Place, log_id: str, entries: Sequence[LogEntry], next_offset: Offset
+    ) -> int:
+        """Keep who asked for a socket; how many were new."""
+
+    def keep_dead_letters(
+        self, place: Place, log_id: str, records: Sequence[EventRecord], next_offset: Offset
+    ) -> int:
+        """Keep records of a dead-letter topic as they came; how many were new."""
+
+    def forget(
+        self, place: Place, log_id: str, entries: Sequence[LogEntry], next_offset: Offset
+    ) -> int:
+        """Forget erased players in what stands beside the tournaments; how many were new."""
+
+    def ledgers(self, partition: int) -> Sequence[Ledger]:
+        """The tournaments of a partition of `wagers` that have a board, or had one lately."""
+
+    def page(
+        self, tournament_id: TournamentId, after: int, limit: int
+    ) -> tuple[Offset, int | None, Sequence[PlayerRow]]:
+        """The tournament's sequence, and rows in a fixed order: those behind `after` (-1: from
+        the start), and what to go on behind (None: these were the last)."""
+
+    def confirm(self, tournament_id: TournamentId) -> int:
+        """Put down that board and record were found equal after the end; when that was."""
 
 
 class Snapshots(Protocol):

@@ -52,3 +52,8 @@ class RedisDirectory:
             for name, terms in rows.items()
         ]
         return sorted(found, key=lambda one: (one.terms.starts_at_ms, one.tournament_id))
+
+    def remove(self, tournament_id: TournamentId) -> None:
+        """Show it no longer."""
+        with transient():
+            self._client.hdel(KEY, tournament_id)

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from leaderboard import events as ev
 from leaderboard.adapters import sql_schema as tables
-from leaderboard.adapters.sql_engine import delete, find, insert, locked, update, writing
+from leaderboard.adapters.sql_engine import delete, find, insert, update, writing
 from leaderboard.adapters.sql_erasure import (
     forget_changes,
     forget_inputs,
@@ -29,7 +29,8 @@ from leaderboard.adapters.sql_erasure import (
     pseudonymous_id,
 )
 from leaderboard.adapters.sql_months import Months, month_of
-from leaderboard.errors import ForeignLogError, Refusal, TransientError
+from leaderboard.adapters.sql_positions import take_position
+from leaderboard.errors import ForeignLogError, Refusal
 from leaderboard.fold import (
     Action,
     Join,
@@ -52,17 +53,11 @@ from leaderboard.model import (
     erased_name,
     tombstone,
 )
+from leaderboard.ports import Folded, Input
 from leaderboard.ranking import rank_key, sign_of
 
 _Rows = list[tuple[Any, ...]]
 _OVER: Final = (State.ENDED, State.CANCELLED)
-
-
-class Input(NamedTuple):
-    """An event at its place in the log, with its data as they came (JSON text)."""
-
-    entry: LogEntry
-    body: str
 
 
 @dataclass(slots=True)
@@ -157,9 +152,9 @@ class SqlFold:
 
     def apply(
         self, partition: int, log_id: str, batch: Sequence[Input], next_offset: Offset
-    ) -> Sequence[Disposition | Refusal]:
+    ) -> Folded:
         """Take in the inputs (in log order) that lie above the record's own offset, and advance
-        that to `next_offset`. The verdicts are aligned with the inputs.
+        that to `next_offset`.
 
         Raises ForeignLogError when the record was folded from another log, TransientError when
         the database is away (nothing is written then)."""
@@ -185,13 +180,11 @@ class _Fold:
         self._tournaments: dict[str, _Tournament] = {}
         self._changes = _Changes()
 
-    def apply(
-        self, log_id: str, batch: Sequence[Input], next_offset: Offset
-    ) -> Sequence[Disposition | Refusal]:
+    def apply(self, log_id: str, batch: Sequence[Input], next_offset: Offset) -> Folded:
         self._log_id = log_id
         start = take_position(self._connection, ev.WAGERS, self._partition, log_id, next_offset)
         if start is None:
-            return [Disposition.SKIPPED] * len(batch)
+            return Folded([Disposition.SKIPPED] * len(batch), 0)
         fresh = [one for one in batch if one.entry.offset >= start]
         verdicts: list[Disposition | Refusal] = [Disposition.SKIPPED] * (len(batch) - len(fresh))
         self._load_tournaments(fresh)
@@ -204,7 +197,7 @@ class _Fold:
             else:
                 verdicts.append(self._take(tournament, one, terms.rules, verdict, key))
         self._write()
-        return verdicts
+        return Folded(verdicts, self._changes.repeats)
 
     # the terms
 
@@ -711,34 +704,6 @@ class _Fold:
         ).where(row.tournament_no == tournament.no)
         names = [column.name for column in tables.final_standings.columns]
         self._connection.execute(sa.insert(tables.final_standings).from_select(names, ranked))
-
-
-def take_position(
-    connection: sa.Connection, topic: str, partition: int, log_id: str, next_offset: Offset
-) -> Offset | None:
-    """Advance the record's place in a partition to `next_offset`; the place before, from which
-    records are new to it. None when it is there already.
-
-    Holds the row until the transaction ends, so of two owners the later one waits, and then finds
-    it taken. Raises ForeignLogError for another log than before."""
-    table = tables.log_positions
-    mine = sa.and_(table.c.topic == topic, table.c.log_partition == partition)
-    found = connection.execute(
-        locked(sa.select(table.c.log_id, table.c.next_offset).where(mine), connection.dialect.name)
-    ).first()
-    if found is None:
-        values = (topic, partition, log_id, next_offset)
-        try:
-            insert(connection, table, [values])
-        except sa.exc.IntegrityError:
-            raise TransientError("another owner has just begun with this partition") from None
-        return Offset(0)
-    if found.log_id != log_id:
-        raise ForeignLogError(f"the record of {topic} is of the log {found.log_id}, not {log_id}")
-    if found.next_offset >= next_offset:
-        return None
-    connection.execute(sa.update(table).where(mine).values(next_offset=next_offset))
-    return Offset(found.next_offset)
 
 
 def _score(terms: Terms, first: int, second: int) -> Score:

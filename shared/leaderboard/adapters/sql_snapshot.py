@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.sql_engine import reading
-from leaderboard.errors import ForeignLogError
+from leaderboard.adapters.sql_positions import position_of
 from leaderboard.events import TOPICS, WAGERS, Event
 from leaderboard.fold import LogEntry, RemovalReason, Terms
 from leaderboard.model import (
@@ -54,18 +54,8 @@ class SqlSnapshots:
         self._now_ms = now_ms
 
     def reached(self, log_id: str, partition: int) -> Offset | None:
-        table = tables.log_positions
         with reading(self._engine) as connection:
-            found = connection.execute(
-                sa.select(table.c.log_id, table.c.next_offset).where(
-                    table.c.topic == WAGERS, table.c.log_partition == partition
-                )
-            ).first()
-        if found is None:
-            return None
-        if found.log_id != log_id:
-            raise ForeignLogError(f"the record is of the log {found.log_id}, not {log_id}")
-        return Offset(found.next_offset)
+            return position_of(connection, WAGERS, partition, log_id)
 
     def expected(
         self, partition: int, before: Offset, *, quiet_only: bool = False

@@ -1,0 +1,303 @@
+"""Writing the record: the fold of `wagers`, and beside it what else a regulator asks for.
+
+Every method takes one batch of one partition in one transaction with its offset, so what is given
+twice is kept once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from leaderboard import events as ev
+from leaderboard.adapters import sql_schema as tables
+from leaderboard.adapters.sql_engine import find, insert, reading, update, writing
+from leaderboard.adapters.sql_erasure import NOBODY, forget_attempts
+from leaderboard.adapters.sql_fold import SqlFold
+from leaderboard.adapters.sql_months import Months, month_of
+from leaderboard.adapters.sql_positions import position_of, take_position
+from leaderboard.fold import LogEntry, RemovalReason, Terms
+from leaderboard.model import (
+    BOARD_KEPT_MS,
+    REMEMBERED_IDS,
+    Offset,
+    Place,
+    PlayerId,
+    Score,
+    State,
+    TournamentId,
+    erased_name,
+    tombstone,
+)
+from leaderboard.ports import Folded, Input, Ledger, PlayerRow
+from leaderboard.ranking import sign_of
+
+_OVER: Final = (State.ENDED.value, State.CANCELLED.value)
+_LONGEST_ATTRIBUTE: Final = 512
+_WHO = tables.players.c
+_ROW = tables.standings.c
+
+
+class SqlArchive:
+    """`ports.Archive` in SQL. For one thread; owners of other partitions work beside it.
+
+    `tombstone_key` and `remembered_ids` must be those of the board."""
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        tombstone_key: bytes,
+        remembered_ids: int = REMEMBERED_IDS,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._engine = engine
+        self._key = tombstone_key
+        self._now_ms = now_ms
+        self._months = Months(engine)
+        self._fold = SqlFold(engine, tombstone_key, remembered_ids, now_ms)
+
+    def reached(self, place: Place, log_id: str) -> Offset | None:
+        with reading(self._engine) as connection:
+            return position_of(connection, place.topic, place.partition, log_id)
+
+    def fold(
+        self, place: Place, log_id: str, batch: Sequence[Input], next_offset: Offset
+    ) -> Folded:
+        return self._fold.apply(place.partition, log_id, batch, next_offset)
+
+    # beside the fold
+
+    def keep_changes(
+        self, place: Place, log_id: str, entries: Sequence[LogEntry], next_offset: Offset
+    ) -> int:
+        month = self._month()
+        with writing(self._engine) as connection:
+            fresh = _fresh(connection, place, log_id, entries, next_offset)
+            names = sorted({str(entry.event.tournament_id) for entry in fresh})
+            told = _told(connection, names)
+            known = dict(told)
+            erased = self._erased(connection, names, fresh)
+            rows: list[tuple[Any, ...]] = []
+            for entry in fresh:
+                data = entry.event.data
+                if not isinstance(data, ev.PositionChanged):
+                    raise AssertionError("the codec lets nothing else into position-changes")
+                # A reader's own rule: what is not above the last one came before.
+                if data.sequence <= told.get(data.tournament_id, -1):
+                    continue
+                told[data.tournament_id] = data.sequence
+                name = erased.get((data.tournament_id, data.player_id))
+                rows.append(
+                    (
+                        data.tournament_id, data.sequence, month, name or data.player_id,
+                        data.old_rank, data.new_rank, data.score, data.subscore, data.distance,
+                        data.cause.source, NOBODY if name else data.cause.id,
+                        entry.event.time_ms,
+                    )
+                )  # fmt: skip
+            insert(connection, tables.position_changes, rows)
+            moved = [(name, at) for name, at in told.items() if at != known.get(name)]
+            table, keys = tables.told_changes, ("tournament_id",)
+            insert(connection, table, [row for row in moved if row[0] not in known])
+            update(connection, table, keys, ("sequence",), [r for r in moved if r[0] in known])
+        return len(rows)
+
+    def _erased(
+        self, connection: sa.Connection, names: Sequence[str], fresh: Sequence[LogEntry]
+    ) -> dict[tuple[str, str], str]:
+        """Players of these changes whom their tournament has forgotten: a change may be read
+        after the erasure that followed it."""
+        table = tables.tournaments.c
+        numbers: dict[str, int] = {}
+        for start in range(0, len(names), 500):
+            forgetful = (
+                sa.select(table.tournament_id, table.tournament_no)
+                .where(table.tournament_id.in_(names[start : start + 500]))
+                .where(sa.exists().where(tables.erasures.c.tournament_no == table.tournament_no))
+            )
+            numbers |= {
+                row.tournament_id: row.tournament_no for row in connection.execute(forgetful)
+            }
+        if not numbers:
+            return {}
+        marks: dict[tuple[int, bytes], tuple[str, str]] = {}
+        for entry in fresh:
+            tournament_id, player_id = str(entry.event.tournament_id), str(entry.event.player_id)
+            if tournament_id in numbers:
+                mark = tombstone(self._key, tournament_id, player_id)
+                marks[numbers[tournament_id], mark] = (tournament_id, player_id)
+        out = tables.exclusions
+        found = find(
+            connection,
+            sa.select(out.c.tournament_no, out.c.mark).where(
+                out.c.reason == RemovalReason.ERASED.value
+            ),
+            out.c.tournament_no,
+            out.c.mark,
+            marks,
+        )
+        return {marks[no, bytes(mark)]: erased_name(bytes(mark)) for no, mark in found}
+
+    def keep_attempts(
+        self, place: Place, log_id: str, entries: Sequence[LogEntry], next_offset: Offset
+    ) -> int:
+        month = self._month()
+        rows: list[tuple[Any, ...]] = []
+        with writing(self._engine) as connection:
+            for entry in _fresh(connection, place, log_id, entries, next_offset):
+                event, data = entry.event, entry.event.data
+                if not isinstance(data, ev.ConnectionDecided):
+                    raise AssertionError("the codec lets nothing else into connections")
+                rows.append(
+                    (
+                        place.partition, entry.offset, month, event.id, event.time_ms,
+                        data.tournament_id, data.player_id, data.allowed, data.reason,
+                        _short(data.address), data.user_agent,
+                    )
+                )  # fmt: skip
+            insert(connection, tables.connection_attempts, rows)
+        return len(rows)
+
+    def keep_dead_letters(
+        self, place: Place, log_id: str, records: Sequence[ev.Record], next_offset: Offset
+    ) -> int:
+        month = self._month()
+        with writing(self._engine) as connection:
+            start = take_position(connection, place.topic, place.partition, log_id, next_offset)
+            if start is None:
+                return 0
+            rows = [_letter(place, one, month) for one in records if one.offset >= start]
+            insert(connection, tables.dead_letters, rows)
+        return len(rows)
+
+    def forget(
+        self, place: Place, log_id: str, entries: Sequence[LogEntry], next_offset: Offset
+    ) -> int:
+        with writing(self._engine) as connection:
+            fresh = _fresh(connection, place, log_id, entries, next_offset)
+            for entry in fresh:
+                if (player_id := entry.event.player_id) is not None:
+                    forget_attempts(connection, player_id)
+        return len(fresh)
+
+    # looking back at the fold
+
+    def ledgers(self, partition: int) -> Sequence[Ledger]:
+        table = tables.tournaments.c
+        live = sa.or_(
+            table.state.not_in(_OVER),
+            table.confirmed_at_ms.is_(None),
+            table.confirmed_at_ms > self._now_ms() - 2 * BOARD_KEPT_MS,
+        )
+        statement = (
+            sa.select(tables.tournaments)
+            .where(table.log_partition == partition, live)
+            .order_by(table.tournament_no)
+        )
+        with reading(self._engine) as connection:
+            return [
+                Ledger(
+                    tournament_id=TournamentId(row.tournament_id),
+                    sequence=Offset(row.sequence),
+                    players=row.players,
+                    is_over=row.state in _OVER,
+                    confirmed_at_ms=row.confirmed_at_ms,
+                )
+                for row in connection.execute(statement)
+            ]
+
+    def page(
+        self, tournament_id: TournamentId, after: int, limit: int
+    ) -> tuple[Offset, int | None, Sequence[PlayerRow]]:
+        table = tables.tournaments
+        with reading(self._engine) as connection:
+            own = connection.execute(
+                sa.select(table).where(table.c.tournament_id == tournament_id)
+            ).one()
+            sign = sign_of(Terms.model_validate_json(own.terms).rules.order)
+            joined = sa.and_(
+                _ROW.tournament_no == _WHO.tournament_no, _ROW.player_no == _WHO.player_no
+            )
+            found = connection.execute(
+                sa.select(
+                    _ROW.player_no,
+                    _WHO.player_id,
+                    _ROW.rank_score,
+                    _ROW.rank_subscore,
+                    _ROW.reached,
+                )
+                .join_from(tables.standings, tables.players, joined)
+                .where(_ROW.tournament_no == own.tournament_no, _ROW.player_no > after)
+                .order_by(_ROW.player_no)
+                .limit(limit)
+            ).all()
+        rows = [
+            PlayerRow(PlayerId(name), Score(sign * first, sign * second), Offset(reached))
+            for _, name, first, second, reached in found
+        ]
+        last = found[-1].player_no if len(found) == limit else None
+        return Offset(own.sequence), last, rows
+
+    def confirm(self, tournament_id: TournamentId) -> int:
+        table = tables.tournaments
+        now_ms = self._now_ms()
+        with writing(self._engine) as connection:
+            mine = table.c.tournament_id == tournament_id
+            connection.execute(
+                sa.update(table)
+                .where(mine, table.c.confirmed_at_ms.is_(None))
+                .values(confirmed_at_ms=now_ms)
+            )
+            at_ms: int = connection.execute(
+                sa.select(table.c.confirmed_at_ms).where(mine)
+            ).scalar_one()
+        return at_ms
+
+    def _month(self) -> int:
+        month = month_of(self._now_ms())
+        self._months.ensure(month)
+        return month
+
+
+def _fresh(
+    connection: sa.Connection,
+    place: Place,
+    log_id: str,
+    entries: Sequence[LogEntry],
+    next_offset: Offset,
+) -> list[LogEntry]:
+    """Those entries that the record does not have yet; its place is advanced behind them."""
+    start = take_position(connection, place.topic, place.partition, log_id, next_offset)
+    return [] if start is None else [entry for entry in entries if entry.offset >= start]
+
+
+def _told(connection: sa.Connection, names: Sequence[str]) -> dict[str, int]:
+    table = tables.told_changes
+    found: dict[str, int] = {}
+    for start in range(0, len(names), 500):
+        rows = connection.execute(
+            sa.select(table).where(table.c.tournament_id.in_(names[start : start + 500]))
+        )
+        found |= {row.tournament_id: row.sequence for row in rows}
+    return found
+
+
+def _letter(place: Place, record: ev.Record, month: int) -> tuple[Any, ...]:
+    headers = {
+        name: None if value is None else value.decode("utf-8", "backslashreplace")
+        for name, value in record.headers
+    }
+    key = None if record.key is None else record.key.decode("utf-8", "backslashreplace")
+    return (
+        place.topic, place.partition, record.offset, month, record.timestamp_ms,
+        _short(headers.get("dlq_reason"), 64), _short(key), _short(headers.get("ce_subject")),
+        json.dumps(headers), record.value, int("dlq_handled" in headers),
+    )  # fmt: skip
+
+
+def _short(text: str | None, length: int = _LONGEST_ATTRIBUTE) -> str | None:
+    return None if text is None else text[:length]
