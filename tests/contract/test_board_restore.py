@@ -3,11 +3,15 @@ its adapters, as test_board.py."""
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -343,6 +347,50 @@ def test_a_try_that_lost_what_it_loaded_changes_nothing(client: RedisClient, nam
         board.restore(snapshot_of(folded(NEW), chunk=1))
     assert gone == [1]
     assert shown(board.top(T, 10)) == SHOWN_OLD
+
+
+RESTORES_FOR_EVER = """
+import sys, time
+from dataclasses import replace
+from boards import folded, snapshot_of
+from leaderboard.adapters.redis_client import connect
+from leaderboard.adapters.redis_restore import RedisRestore
+from leaderboard.ports import PlayerRow
+from logs import scheduled
+
+def rows():
+    for number in range(10**9):
+        yield [PlayerRow(f"q{number}", (number, 0), number)]
+        time.sleep(0.005)
+
+snapshot = replace(snapshot_of(folded([scheduled(0)])), rows=rows(), players=10**9, offset=10**9)
+restore = RedisRestore(connect(sys.argv[1]), aside_seconds=1)
+restore(snapshot, force=False, loaded=lambda rows: print("loaded", flush=True))
+"""
+
+
+@pytest.mark.parametrize("kind", list(SERVERS))
+def test_a_process_killed_while_it_restores_leaves_nothing(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue(SERVERS[kind])
+    board = make_board(kind, request)
+    put(board, OLD)
+    client = connect(url)
+    before = keys(client)
+    program = [sys.executable, "-c", RESTORES_FOR_EVER, url]
+    places = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(program, stdout=subprocess.PIPE, env=places) as process:
+        assert process.stdout is not None
+        for _ in range(20):
+            assert process.stdout.readline() == b"loaded\n"
+        process.kill()
+    ranks = next(key for key in keys(client) - before if key.endswith(":ranks"))
+    assert client.zcard(ranks) >= 20
+    assert shown(board.top(T, 10)) == SHOWN_OLD
+    wait_until(lambda: keys(client) == before)
+    assert board.restore(snapshot_of(folded(NEW)))
+    client.close()
 
 
 def test_of_two_restores_at_once_the_further_one_stands(client: RedisClient) -> None:
