@@ -60,6 +60,18 @@ CONNECTIONS: Final = Counter(
 RETRIES: Final = Counter(
     "leaderboard_retries", "Calls repeated because a dependency was away.", ["function"]
 )
+LATE_REPEATS: Final = Counter(
+    "leaderboard_late_repeats", "Events applied again: repeated after their ids were forgotten."
+)
+RECORD_GAPS: Final = Counter(
+    "leaderboard_record_gaps", "Partitions whose log dropped what the record had not read."
+)
+RECORD_COMPARED: Final = Counter(
+    "leaderboard_record_compared_rows", "Standings of the record compared with their boards."
+)
+RECORD_DIFFERENCES: Final = Counter(
+    "leaderboard_record_differences", "Standings in which board and record contradict each other."
+)
 RELAYED: Final = Counter("leaderboard_relayed_events", "Outbox events that Kafka acknowledged.")
 OUTBOX_WAITING: Final = Gauge("leaderboard_outbox_waiting", "Outbox events not sent yet.")
 OUTBOX_REFUSED: Final = Gauge("leaderboard_outbox_refused", "Outbox events set aside.")

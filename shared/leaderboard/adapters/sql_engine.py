@@ -124,6 +124,12 @@ def _told(error: Exception) -> str:
     return (str(cause).strip().splitlines() or ["no reason given"])[0][:200]
 
 
+def check(engine: sa.Engine) -> None:
+    """One short question. Raises TransientError while the database is away."""
+    with transient(), engine.connect() as connection:
+        connection.execute(sa.select(1))
+
+
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """One transaction that writes: all of it or nothing. Raises TransientError."""

@@ -30,7 +30,13 @@ _DAYS_KEPT: Final[Mapping[str, int]] = {
     ev.GAME_EVENTS: 7,
 }
 _DEAD_LETTER_DAYS: Final = 14
-READ_BY_US: Final = (ev.WAGERS, ev.POSITION_CHANGES, ev.GDPR_EVENTS, ev.GAME_EVENTS)
+READ_BY_US: Final = (
+    ev.WAGERS,
+    ev.POSITION_CHANGES,
+    ev.GDPR_EVENTS,
+    ev.CONNECTIONS,
+    ev.GAME_EVENTS,
+)
 """Topics whose events can be refused, and so have a dead-letter topic."""
 
 
