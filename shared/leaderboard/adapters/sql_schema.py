@@ -31,7 +31,7 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
-_EXACT: Final = "Latin1_General_100_BIN2_UTF8"
+_EXACT: Final = "Latin1_General_100_BIN2"
 """SQL Server compares without regard to case unless it is told not to."""
 
 

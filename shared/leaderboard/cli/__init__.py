@@ -14,6 +14,7 @@ from leaderboard.cli.api_documents import openapi
 from leaderboard.cli.dead_letters import dlq
 from leaderboard.cli.operate import erase, tournament
 from leaderboard.cli.produce import produce
+from leaderboard.cli.record import record
 from leaderboard.cli.stacks import run, schemas, stack, token
 from leaderboard.cli.watch import watch
 from leaderboard.errors import LeaderboardError, SettingsError
@@ -29,7 +30,7 @@ def cli() -> None:
     """The root of all commands."""
 
 
-for command in (stack, run, token, produce, watch, tournament, erase, dlq, schemas, openapi):
+for command in (stack, run, token, produce, watch, tournament, erase, record, dlq, schemas, openapi):
     cli.add_command(command)
 
 

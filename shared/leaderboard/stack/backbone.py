@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Final, Protocol
 
+from leaderboard.adapters import sql_migrations
+from leaderboard.settings import DatabaseSettings, load
 from leaderboard.stack.process import LOOPBACK, Process
 from leaderboard.stack.servers import RedisServer
 from leaderboard.stack.supervisor import Service
@@ -29,7 +31,8 @@ class Backbone(Protocol):
         """The servers, to be started together before anything else."""
 
     def prepare(self) -> None:
-        """Called once when the servers are ready: topics, and a cluster of what are several."""
+        """Called once when the servers are ready: topics, the record's tables, and a
+        cluster of what are several."""
 
     def settings(self) -> dict[str, str]:
         """The part of the contract's settings that depends on the kind."""
@@ -77,6 +80,11 @@ def common_settings(ports: Mapping[str, int], environ: Mapping[str, str]) -> dic
         "PAGE_TOKEN_URL": f"{issuer_url}/token",
         "PAGE_CONNECT_URL": connect_url,
     }
+
+
+def make_record(database_url: str) -> None:
+    """The tables of the record, before anything is started that reads or writes them."""
+    sql_migrations.upgrade(load(DatabaseSettings, {"DATABASE_URL": database_url}).url)
 
 
 def authorize_url(ports: Mapping[str, int]) -> str:

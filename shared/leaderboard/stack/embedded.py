@@ -19,6 +19,7 @@ from leaderboard.stack.backbone import (
     answers_ok,
     authorize_url,
     issuer_service,
+    make_record,
     redis_service,
 )
 from leaderboard.stack.process import LOOPBACK, Process, StackError
@@ -97,6 +98,7 @@ class EmbeddedBackbone:
 
     def prepare(self) -> None:
         self._kafka.create_topics()
+        make_record(self.settings()["DATABASE_URL"])
 
     def settings(self) -> dict[str, str]:
         return {

@@ -15,6 +15,7 @@ from leaderboard.stack.backbone import (
     answers_ok,
     authorize_url,
     issuer_service,
+    make_record,
     redis_service,
 )
 from leaderboard.stack.nginx import NginxServer
@@ -73,6 +74,7 @@ class LocalBackbone:
         if isinstance(self._redis, RedisCluster):
             self._redis.form()
         create_topics(self._kafka.bootstrap_servers, self._partitions)
+        make_record(self.settings()["DATABASE_URL"])
 
     def settings(self) -> dict[str, str]:
         return {

@@ -1,0 +1,1 @@
+"""The schema of the record, step by step (Alembic). Run by `adapters.sql_migrations`."""
