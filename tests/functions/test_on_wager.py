@@ -18,6 +18,7 @@ from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_progress import RedisProgress
+from leaderboard.adapters.redis_scripts import Script
 from leaderboard.errors import TransientError
 from leaderboard.events import WAGERS
 from leaderboard.fold import LogEntry
@@ -635,9 +636,7 @@ def test_without_the_script_comparing_offsets_a_crash_shows(
     for step in range(20, 60, 3):
         client.flushdb()
         ports = redis_ports(client)
-        script = redis_board.Script(
-            client, redis_board._APPLY.replace(compares, "false"), read_only=False
-        )
+        script = Script(client, redis_board._APPLY.replace(compares, "false"), read_only=False)
         ports.board._apply = script  # type: ignore[attr-defined]
         _, found = interrupted_at(step, on_wager, entries, ports)
         endings.append(found.boards == expected.boards and found.changes == expected.changes)
