@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from leaderboard import events as ev
@@ -82,7 +82,14 @@ class Log:
         asks = Consumer({"bootstrap.servers": self.servers, "group.id": "asks-only"})
         try:
             place = TopicPartition(ev.dead_letter_topic(self.topic), 0)
-            return int(asks.get_watermark_offsets(place, timeout=10)[1])
+            until = time.monotonic() + 10
+            while True:
+                try:
+                    return int(asks.get_watermark_offsets(place, timeout=10)[1])
+                except KafkaException:  # a topic made this moment has no leader yet
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.1)
         finally:
             asks.close()
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "shared/leaderboard"
 CORE = {"model", "scoring", "ranking", "terms", "fold", "events", "codec", "schemas", "ports"}
-CORE |= {"errors", "frames", "audit", "partitioning"}
+CORE |= {"errors", "frames", "audit", "partitioning", "dead_letters"}
 LEAVES = {"settings", "telemetry"}
 CORE_LIBRARIES = {"pydantic", "pydantic_core", "sortedcontainers"}
 NO_CORE = {"os", "socket", "subprocess", "threading", "asyncio", "time", "random", "secrets"}
@@ -97,6 +97,17 @@ def test_functions_import_no_framework_and_no_driver(path: Path) -> None:
     """Hosts bring the framework, adapters the drivers; `flask` only as the type of a request."""
     assert not foreign(path) & (FRAMEWORKS - {"flask"} | DRIVERS)
     assert ours(path) <= CORE | LEAVES | {"adapters", "hosts"}
+
+
+@pytest.mark.parametrize("path", in_folder("producer"), ids=name_of)
+def test_producer_brings_a_game_platform_its_two_libraries_only(path: Path) -> None:
+    """What is run there without them is shown in tests/unit/test_producer.py."""
+    import sys
+
+    assert ours(path) <= CORE | LEAVES | {"producer", "hosts"}
+    hosts = {one for one in imports_of(path) if one.startswith("leaderboard.hosts")}
+    assert hosts <= {"leaderboard.hosts.health", "leaderboard.hosts.health.HealthServer"}
+    assert foreign(path) - set(sys.stdlib_module_names) <= {"sqlalchemy", "confluent_kafka"}
 
 
 def test_nothing_but_stacks_and_commands_knows_the_stacks() -> None:

@@ -20,8 +20,9 @@ from confluent_kafka import Message
 
 from leaderboard import telemetry
 from leaderboard.codec import decode_kafka
+from leaderboard.dead_letters import bury
 from leaderboard.errors import RefusedError, SettingsError, TransientError
-from leaderboard.events import Event, Record, dead_letter_topic, format_time_ms
+from leaderboard.events import Event, Record, format_time_ms
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.health import HealthServer
 from leaderboard.hosts.kafka_cap import DeadLetterCap
@@ -220,9 +221,7 @@ class KafkaHost:
             return
         by_offset = {record.offset: record for record in batch.records}
         at = format_time_ms(time.time_ns() // 1_000_000)
-        self._dead_letters.send(
-            [_dead_letter(by_offset[one.offset], one.error, at) for one in refused]
-        )
+        self._dead_letters.send([bury(by_offset[one.offset], one.error, at) for one in refused])
         for one in refused:
             reason = one.error.reason.value
             telemetry.DEAD_LETTERS.labels(batch.topic, reason).inc()
@@ -304,21 +303,3 @@ class KafkaHost:
         self._logs.check()
         if not self._group.is_member():
             raise TransientError("not a member of the group yet")
-
-
-def _dead_letter(record: Record, error: RefusedError, at: str) -> Record:
-    """The event as it came, its headers, and why and where it was refused."""
-    told = {
-        "dlq_reason": error.reason.value,
-        "dlq_detail": error.detail[:500],
-        "dlq_topic": record.topic,
-        "dlq_partition": str(record.partition),
-        "dlq_offset": str(record.offset),
-        "dlq_at": at,
-    }
-    return Record(
-        topic=dead_letter_topic(record.topic),
-        key=record.key,
-        value=record.value,
-        headers=(*record.headers, *((k, v.encode("utf-8", "replace")) for k, v in told.items())),
-    )
