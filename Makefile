@@ -25,7 +25,7 @@ stack: $(STAMP) kafka ## Local stack: real Kafka, Redis, PostgreSQL, nginx + Nch
 	@exec $(BIN)/leaderboard stack --kind local $(STACK_ARGS)
 
 .PHONY: test
-test: check kafka ## Everything that CI runs, with real servers.
+test: check kafka connect ## Everything that CI runs, with real servers.
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: check
@@ -53,6 +53,10 @@ docs: $(STAMP) ## Write the generated part of docs/: JSON Schemas, OpenAPI.
 .PHONY: kafka
 kafka: $(STAMP) ## Fetch Apache Kafka's jars into .cache and check their sums.
 	@$(BIN)/python -m leaderboard.stack.kafka_jars
+
+.PHONY: connect
+connect: $(STAMP) ## Fetch the jars of Kafka Connect and Debezium into .cache and check their sums.
+	@$(BIN)/python -m leaderboard.stack.kafka_jars connect
 
 .PHONY: install
 install: $(STAMP) ## Make .venv (all other targets do it by themselves).

@@ -13,6 +13,7 @@ import click
 from leaderboard.cli.api_documents import openapi
 from leaderboard.cli.dead_letters import dlq
 from leaderboard.cli.operate import erase, tournament
+from leaderboard.cli.outbox import outbox, relay
 from leaderboard.cli.produce import produce
 from leaderboard.cli.record import record
 from leaderboard.cli.stacks import run, schemas, stack, token
@@ -30,7 +31,8 @@ def cli() -> None:
     """The root of all commands."""
 
 
-for command in (stack, run, token, produce, watch, tournament, erase, record, dlq, schemas, openapi):
+_OPERATING = (tournament, erase, record, dlq, outbox, relay)
+for command in (stack, run, token, produce, watch, *_OPERATING, schemas, openapi):
     cli.add_command(command)
 
 

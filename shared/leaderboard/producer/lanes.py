@@ -339,6 +339,24 @@ def backlog(engine: sa.Engine) -> Backlog:
         return Backlog(count, connection.execute(refused).scalar_one(), age)
 
 
+def listed(engine: sa.Engine, *, waiting: bool, limit: int) -> Sequence[sa.Row[Any]]:
+    """Rows that were set aside, and on request those that wait; oldest first."""
+    wanted: sa.ColumnElement[bool] = OUTBOX.c.refused.is_not(None)
+    if waiting:
+        wanted = sa.or_(wanted, OUTBOX.c.sent_at_ms.is_(None))
+    statement = sa.select(OUTBOX).where(wanted).order_by(OUTBOX.c.position).limit(limit)
+    with reading(engine).connect() as connection:
+        return connection.execute(statement).all()
+
+
+def retry(engine: sa.Engine, position: int) -> bool:
+    """Let a row that was set aside wait again; whether there was one."""
+    aside = OUTBOX.c.position == position, OUTBOX.c.refused.is_not(None)
+    with engine.begin() as connection:
+        again = sa.update(OUTBOX).where(*aside).values(refused=None)
+        return bool(connection.execute(again).rowcount)
+
+
 def reading(engine: sa.Engine) -> sa.Engine:
     """The same engine for transactions that write nothing: on SQLite they lock nobody out."""
     return engine.execution_options(reads=True)

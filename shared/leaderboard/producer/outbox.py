@@ -93,7 +93,7 @@ def record_of(row: Mapping[str, Any], number: int | None) -> Record:
     Equal to what the codec writes for the event. Raises RefusedError for a row that no receiver
     could read (written by other means than `put`, or changed since)."""
     texts = [
-        ("ce_specversion", "1.0"),
+        ("ce_specversion", row["specversion"]),
         ("ce_id", row["event_id"]),
         ("ce_source", row["source"]),
         ("ce_type", row["type"]),
@@ -195,7 +195,8 @@ def _insert(dialect: str) -> sa.Insert:
         case _:
             raise TypeError(f"the outbox is made for {', '.join(DIALECTS)}, not for {dialect}")
     made: sa.Insert = statement.values(**values, written_at_ms=now_ms()).inline()
-    return made
+    # Else the count of an INSERT is thrown away, and some drivers' is -1 then.
+    return made.execution_options(preserve_rowcount=True)
 
 
 @lru_cache(maxsize=1)

@@ -40,7 +40,7 @@ def database(settings: DatabaseSettings) -> sa.Engine:
     level = {} if name == "sqlite" else {"isolation_level": "READ COMMITTED"}
     engine = sa.create_engine(url, connect_args=arguments, pool_pre_ping=True, **level)
     if name == "postgresql":
-        sa.event.listen(engine, "connect", _commits_on_disk)
+        sa.event.listen(engine, "connect", _careful_session)
     elif name == "sqlite":
         sa.event.listen(engine, "connect", _transactions_by_hand)
         sa.event.listen(engine, "begin", _begin_immediate)
@@ -78,10 +78,13 @@ def run(environ: Mapping[str, str], name: str | None = None) -> None:
         engine.dispose()
 
 
-def _commits_on_disk(connection: Any, _: object) -> None:
-    """A number that Kafka has must not be forgotten by the database, whatever its default is."""
+def _careful_session(connection: Any, _: object) -> None:
     with connection.cursor() as cursor:
+        # A number that Kafka has must not be forgotten by the database, whatever its default is.
         cursor.execute("SET synchronous_commit TO on")
+        # Of a relay whose machine is gone without a word, the locks must not stay for hours.
+        cursor.execute("SET idle_in_transaction_session_timeout TO '10s'")
+        cursor.execute("SET statement_timeout TO '30s'")
     connection.commit()
 
 

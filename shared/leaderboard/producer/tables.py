@@ -62,6 +62,7 @@ OUTBOX: Final = sa.Table(
     sa.Column("event_key", sa.String(32), nullable=False),
     sa.Column("topic", sa.String(64), nullable=False),
     sa.Column("tournament_id", sa.String(64)),
+    sa.Column("specversion", sa.String(8), nullable=False, server_default="1.0"),
     sa.Column("event_id", sa.Unicode(512), nullable=False),
     sa.Column("source", sa.Unicode(512), nullable=False),
     sa.Column("type", sa.String(128), nullable=False),

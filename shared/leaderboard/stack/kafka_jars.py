@@ -1,4 +1,5 @@
-"""Apache Kafka's published jars: fetched by Maven, checked against committed SHA-256 sums."""
+"""Published jars of Apache Kafka, and of Kafka Connect with Debezium: fetched by Maven, checked
+against committed SHA-256 sums."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import Final
 from leaderboard.stack.process import StackError
 
 KAFKA_VERSION: Final = "4.1.1"
+DEBEZIUM_VERSION: Final = "3.3.1"
 
 
 def project_root() -> Path:
@@ -28,11 +30,19 @@ def kafka_jars(root: Path | None = None) -> Path:
 
     Every jar is compared with `platform/kafka/jars.sha256` at every call (0.2 s). Raises
     StackError when Maven is missing or fails, or when a jar is not the one we know."""
-    root = root or project_root()
-    wanted = _wanted(root / "platform" / "kafka" / "jars.sha256")
-    folder = root / ".cache" / "kafka" / KAFKA_VERSION
+    return _jars(root or project_root(), "kafka", KAFKA_VERSION)
+
+
+def connect_jars(root: Path | None = None) -> Path:
+    """The same with `platform/outbox`: Kafka Connect and Debezium's connector for PostgreSQL."""
+    return _jars(root or project_root(), "outbox", DEBEZIUM_VERSION)
+
+
+def _jars(root: Path, name: str, version: str) -> Path:
+    wanted = _wanted(root / "platform" / name / "jars.sha256")
+    folder = root / ".cache" / name / version
     if not folder.is_dir():
-        _fetch(root, folder, wanted)
+        _fetch(root / "platform" / name / "pom.xml", folder, wanted)
     else:
         _check(folder, wanted)
     return folder
@@ -43,14 +53,13 @@ def _wanted(path: Path) -> dict[str, str]:
     return {name: digest for digest, name in pairs}
 
 
-def _fetch(root: Path, folder: Path, wanted: dict[str, str]) -> None:
+def _fetch(pom: Path, folder: Path, wanted: dict[str, str]) -> None:
     maven = shutil.which("mvn")
     if maven is None:
         raise StackError("Maven is missing: install it (Debian: apt-get install maven)")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         jars = Path(scratch) / "jars"
-        pom = root / "platform" / "kafka" / "pom.xml"
         done = subprocess.run(
             [maven, "-q", "-B", "-f", str(pom), "dependency:copy-dependencies",
              f"-DoutputDirectory={jars}"],
@@ -58,7 +67,9 @@ def _fetch(root: Path, folder: Path, wanted: dict[str, str]) -> None:
         )  # fmt: skip
         if done.returncode != 0:
             told = [line for line in done.stdout.splitlines() if "ERROR" in line]
-            raise StackError(f"Maven could not fetch Kafka: {(told or ['no reason given'])[0]}")
+            raise StackError(
+                f"Maven could not fetch the jars of {pom}: {(told or ['no reason given'])[0]}"
+            )
         _check(jars, wanted)
         jars.replace(folder)
 
@@ -75,9 +86,9 @@ def _check(folder: Path, wanted: dict[str, str]) -> None:
 
 
 def main() -> int:
-    """`python -m leaderboard.stack.kafka_jars`: fetch and check; prints where they are."""
+    """`python -m leaderboard.stack.kafka_jars [connect]`: fetch, check, print where they are."""
     try:
-        print(kafka_jars())
+        print(connect_jars() if sys.argv[1:] == ["connect"] else kafka_jars())
     except StackError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
