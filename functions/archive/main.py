@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from leaderboard import telemetry
-from leaderboard.adapters import sql_engine
+from leaderboard.adapters import sql_engine, sql_migrations
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import connect
@@ -364,6 +364,7 @@ def main() -> None:
     client = FirstUse(lambda: connect(redis.url))
 
     def function() -> Archivist:
+        sql_migrations.check(engine)
         archive = SqlArchive(engine, tombstones.bytes())
         board, directory = RedisBoard(client(), tombstones.bytes()), RedisDirectory(client())
         check = StandingCheck(archive, board, directory, RedisProgress(client()))

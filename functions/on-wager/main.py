@@ -19,12 +19,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from pydantic import BaseModel
 
 from leaderboard import telemetry
+from leaderboard.adapters import sql_engine, sql_migrations
 from leaderboard.adapters.jwks_tokens import JwksTokens
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.redis_board import RedisBoard
@@ -32,15 +34,18 @@ from leaderboard.adapters.redis_client import check, connect
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.adapters.redis_progress import RedisProgress
+from leaderboard.adapters.sql_record import SqlRecord
+from leaderboard.adapters.sql_snapshot import SqlSnapshots
 from leaderboard.codec import decode_http
 from leaderboard.errors import (
     BoardBehindError,
     Refusal,
     RefusedError,
     SettingsError,
+    TransientError,
 )
 from leaderboard.events import WAGERS, PlayerErased, TournamentScheduled
-from leaderboard.fold import LogEntry
+from leaderboard.fold import LogEntry, decide
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import Answer, Call, HttpApp, Route
 from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused, ReplayError
@@ -53,10 +58,14 @@ from leaderboard.ports import (
     Feed,
     Outgoing,
     Progress,
+    Record,
+    Snapshots,
     Summary,
 )
+from leaderboard.rebuild import Rebuild
 from leaderboard.settings import (
     ConsumerSettings,
+    DatabaseSettings,
     KafkaSettings,
     RedisSettings,
     TokenSettings,
@@ -69,10 +78,13 @@ if TYPE_CHECKING:
 
 NAME = "on-wager"
 LOOK_SECONDS = 1.0
+SWEEP_SECONDS = 5.0
+"""How often quiet boards are compared with the record."""
 ASKED_AT_A_LOOK = 32
 """How many quiet boards are asked where they stand at each look."""
 KNOWN_SECONDS = 4.0
 """How long a wager over HTTP waits for a tournament whose schedule may be on its way."""
+START: Final = Offset(0)
 logger = logging.getLogger(NAME)
 
 
@@ -91,49 +103,88 @@ class _Owned:
     """Up to here every change is in Kafka, and every dead letter."""
     shown: dict[TournamentId, int] = field(default_factory=dict)
     """The revision of the terms that this process put into the directory."""
+    done: Offset = START
+    """Everything below has had its effects, confirmed."""
     unasked: list[TournamentId] = field(default_factory=list)
     """Whose boards have still to be asked where they stand in this round."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What the function works on."""
+
+    board: Board
+    directory: Directory
+    progress: Progress
+    feed: Feed
+    erasures: Erasures
+    record: Record
+    snapshots: Snapshots
 
 
 class OnWager:
     """The function. Safe to repeat with any batch, and to kill between any two lines."""
 
-    def __init__(
-        self,
-        board: Board,
-        directory: Directory,
-        progress: Progress,
-        feed: Feed,
-        erasures: Erasures,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._board = board
-        self._directory = directory
-        self._progress = progress
-        self._feed = feed
-        self._erasures = erasures
+    def __init__(self, ports: Ports, clock: Callable[[], float] = time.monotonic) -> None:
+        self._board = ports.board
+        self._directory = ports.directory
+        self._progress = ports.progress
+        self._feed = ports.feed
+        self._erasures = ports.erasures
+        self._record = ports.record
+        self._rebuild = Rebuild(ports.board, ports.directory, ports.erasures, ports.snapshots)
         self._clock = clock
         self._owned: dict[Place, _Owned] = {}
         self._looked_at = -math.inf
+        self._swept_at = -math.inf
 
     def assigned(self, assignment: Assignment) -> Offset | None:
-        """Where the boards stand, if that is before the group: then they have lost writes."""
-        log_id, partition = assignment.log_id, assignment.partition
+        """Where the boards stand, if that is before the group: then they have lost writes.
+
+        Every board of the partition is compared with the record, which finds the quiet ones too.
+        The witness beside the boards does for a start while the record is away, as long as it
+        says that nothing is lost."""
+        log_id, partition, low = assignment.log_id, assignment.partition, assignment.low
         told = self._progress.boards(log_id, partition)
         advanced = self._progress.read(log_id, partition)
         lost = self._lost(log_id, told)
-        owned = self._owned[assignment.place] = _Owned(log_id, assignment.low, advanced)
+        committed = low if assignment.committed is None else assignment.committed
+        owned = self._owned[assignment.place] = _Owned(log_id, low, advanced, done=committed)
         owned.applied = {t: offset for t, offset in told.items() if t not in lost}
-        if assignment.committed is None:
+        start = committed
+        if assignment.committed is not None:
+            start = _after([advanced, *lost.values()]) or low
+        try:
+            restored = self._rebuild.restore(log_id, partition, committed)
+        except TransientError:
+            if start < committed:
+                raise
+            logger.warning("the record is away: boards not compared with it")
             return None
-        start = _after([advanced, *lost.values()]) or assignment.low
-        if start < assignment.committed:
+        if restored is not None:
+            start = restored.upto if restored.made or start < committed else committed
+            owned.applied = {**owned.applied, **restored.boards}
+            if start < low:
+                start = self._bridge(assignment, start)
+        if start < committed:
             logger.warning(
                 "the boards are behind the group",
                 extra=telemetry.fields(partition=partition, boards=start, lost=len(lost)),
             )
+            owned.done = start
             return start
         return None
+
+    def _bridge(self, assignment: Assignment, start: Offset) -> Offset:
+        """The log has dropped what the boards have not seen: the record still has it."""
+        log_id, partition, low = assignment.log_id, assignment.partition, assignment.low
+        reached = self._rebuild.bridge(log_id, partition, start, low, self._feed.publish_changes)
+        if reached < low:
+            logger.critical(
+                "neither the log nor the record has what the boards lack",
+                extra=telemetry.fields(partition=partition, reached=reached, oldest=low),
+            )
+        return low
 
     def revoked(self, place: Place) -> None:
         self._owned.pop(place, None)
@@ -167,9 +218,16 @@ class OnWager:
         after = owned.applied.get(tournament_id)
         if after is None:
             self._check_witness(batch, owned)
-        applied = self._board.apply(
-            tournament_id, batch.log_id, after, entries, owned.emitted.get(tournament_id)
-        )
+        try:
+            applied = self._board.apply(
+                tournament_id, batch.log_id, after, entries, owned.emitted.get(tournament_id)
+            )
+        except BoardBehindError as behind:
+            if behind.stands_at is not None:
+                raise
+            applied = BatchApplied(None, Offset(0), None, False, (), ())
+        if applied.terms is None:
+            applied = self._without_board(batch, owned, tournament_id, entries, applied, after)
         if applied.terms is not None and applied.offset is not None:
             # Not by `terms_changed`: that is said once, and a process may die before the list.
             if owned.shown.get(tournament_id) != applied.terms.revision:
@@ -182,6 +240,42 @@ class OnWager:
                 erasure_id = entry.event.data.erasure_id
                 self._erasures.restore(erasure_id, tournament_id, entry.event.time_ms)
         return applied
+
+    def _without_board(
+        self,
+        batch: Batch,
+        owned: _Owned,
+        tournament_id: TournamentId,
+        entries: Sequence[LogEntry],
+        applied: BatchApplied,
+        after: Offset | None,
+    ) -> BatchApplied:
+        """Why there is no board: nobody scheduled the tournament; or it has been over for long,
+        its board is gone, and the record alone goes on with it; or the board was lost.
+
+        Raises BoardBehindError for a lost one."""
+        try:
+            known = self._record.find(tournament_id)
+            wants = known is not None and self._rebuild.wants_board(batch.partition, tournament_id)
+        except TransientError:
+            if after is not None:
+                raise
+            # The witness has spoken for the store, so it is most likely nobody's. Were it long
+            # over, its dead letter would be one too many; to wait would stop everybody else.
+            return applied
+        if known is None and after is None:
+            return applied
+        if known is None or wants:
+            raise BoardBehindError(tournament_id, None)
+        owned.applied.pop(tournament_id, None)
+        verdicts: list[Disposition | Refusal] = []
+        for entry in entries:
+            verdict = decide(known.terms, entry).verdict
+            # An action can only be an erasure here: the record does it.
+            if not isinstance(verdict, Disposition | Refusal):
+                verdict = Disposition.APPLIED
+            verdicts.append(verdict)
+        return BatchApplied(None, Offset(0), None, False, verdicts, ())
 
     def _check_witness(self, batch: Batch, owned: _Owned) -> None:
         """A tournament that is new to this process could be one whose board was lost. The boards'
@@ -196,14 +290,22 @@ class OnWager:
         """The store has lost writes: from where every board of the partition has to read again.
 
         Not from where the one stands that showed it: a loss may cut a batch between two boards,
-        and each shard of a cluster loses on its own. Asked of all boards that this process knows;
-        what was known of those that are behind is forgotten."""
+        and each shard of a cluster loses on its own. So all boards of the partition are compared
+        with the record, and made anew where they are behind. Raises TransientError while the
+        record is away: until then the log waits, and so do reads of these boards."""
         owned = self._owned[place]
         advanced = self._progress.read(owned.log_id, place.partition)
-        lost = self._lost(owned.log_id, owned.applied)
-        kept = {t: offset for t, offset in owned.applied.items() if t not in lost}
-        self._owned[place] = _Owned(owned.log_id, owned.low, advanced, kept)
-        return ReplayError(_after([advanced, *lost.values()]), place)
+        restored = self._rebuild.restore(owned.log_id, place.partition, owned.done)
+        if restored is None:
+            # The record knows nothing of this log yet: the log itself has it all.
+            lost = self._lost(owned.log_id, owned.applied)
+            kept = {t: offset for t, offset in owned.applied.items() if t not in lost}
+            start = _after([advanced, *lost.values()])
+        else:
+            kept, start = restored.boards, restored.upto
+        done = owned.low if start is None else start
+        self._owned[place] = _Owned(owned.log_id, owned.low, advanced, kept, done=done)
+        return ReplayError(start, place)
 
     def _lost(
         self, log_id: str, stood: Mapping[TournamentId, Offset]
@@ -235,6 +337,7 @@ class OnWager:
             )
             raise self._behind(batch.place)
         owned.advanced = last if stood is None else max(last, stood)
+        owned.done = batch.next_offset
         for entry in batch.entries:
             tournament_id = entry.event.tournament_id
             if tournament_id is not None and tournament_id in owned.applied:
@@ -262,8 +365,26 @@ class OnWager:
                 )
                 raise self._behind(place)
             self._ask_some(place, owned)
+        if now >= self._swept_at + SWEEP_SECONDS:
+            self._sweep()
+            self._swept_at = now
         self._looked_at = now
         return LOOK_SECONDS
+
+    def _sweep(self) -> None:
+        """Compare quiet boards with the record: nobody else would miss what they have lost."""
+        for place, owned in self._owned.items():
+            try:
+                behind = self._rebuild.behind(owned.log_id, place.partition, owned.done)
+            except TransientError as error:
+                logger.warning("boards not compared", extra=telemetry.fields(error=str(error)))
+                return
+            if behind:
+                logger.warning(
+                    "quiet boards have lost writes",
+                    extra=telemetry.fields(partition=place.partition, boards=len(behind)),
+                )
+                raise self._behind(place)
 
     def _ask_some(self, place: Place, owned: _Owned) -> None:
         """The next few of the partition's boards: each shard of a cluster loses on its own, so the
@@ -276,6 +397,9 @@ class OnWager:
             try:
                 found = self._board.apply(tournament_id, owned.log_id, after, (), None)
             except BoardBehindError as behind:
+                if behind.stands_at is None and self._is_let_go(place, tournament_id):
+                    del owned.applied[tournament_id]
+                    continue
                 logger.warning(
                     "a quiet board has lost writes",
                     extra=telemetry.fields(tournament=tournament_id, stands_at=behind.stands_at),
@@ -283,6 +407,12 @@ class OnWager:
                 raise self._behind(place) from None
             if found.terms is not None:
                 self._directory.put(Summary(tournament_id, found.terms))
+
+    def _is_let_go(self, place: Place, tournament_id: TournamentId) -> bool:
+        """Whether the board is gone because its tournament has been over for long."""
+        if self._record.find(tournament_id) is None:
+            return False
+        return not self._rebuild.wants_board(place.partition, tournament_id)
 
 
 def _after(stood: Iterable[Offset | None]) -> Offset | None:
@@ -383,15 +513,25 @@ def consume() -> None:
     """Run the Kafka host until it is told to stop."""
     kafka, consumer = load(KafkaSettings, os.environ), load(ConsumerSettings, os.environ)
     redis, tombstones = load(RedisSettings, os.environ), load(TombstoneSettings, os.environ)
+    database = load(DatabaseSettings, os.environ)
     telemetry.log_json()
     client = FirstUse(lambda: connect(redis.url))
+    engine = sql_engine.connect(database.url)
     feed = KafkaFeed(kafka)
 
     def function() -> OnWager:
-        board = RedisBoard(client(), tombstones.bytes())
-        directory, progress = RedisDirectory(client()), RedisProgress(client())
-        erasures = RedisErasures(client(), tombstones.bytes())
-        return OnWager(board, directory, progress, feed, erasures)
+        with suppress(TransientError):  # boards need no record until one of them is lost
+            sql_migrations.check(engine)
+        ports = Ports(
+            board=RedisBoard(client(), tombstones.bytes()),
+            directory=RedisDirectory(client()),
+            progress=RedisProgress(client()),
+            feed=feed,
+            erasures=RedisErasures(client(), tombstones.bytes()),
+            record=SqlRecord(engine),
+            snapshots=SqlSnapshots(engine),
+        )
+        return OnWager(ports)
 
     ready = {"redis": lambda: check(client())}
     KafkaHost(NAME, WAGERS, function, feed, kafka, consumer, ready).run()

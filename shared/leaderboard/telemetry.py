@@ -72,6 +72,7 @@ RECORD_COMPARED: Final = Counter(
 RECORD_DIFFERENCES: Final = Counter(
     "leaderboard_record_differences", "Standings in which board and record contradict each other."
 )
+REBUILDS: Final = Counter("leaderboard_rebuilds", "Boards made anew from the record.")
 RELAYED: Final = Counter("leaderboard_relayed_events", "Outbox events that Kafka acknowledged.")
 OUTBOX_WAITING: Final = Gauge("leaderboard_outbox_waiting", "Outbox events not sent yet.")
 OUTBOX_REFUSED: Final = Gauge("leaderboard_outbox_refused", "Outbox events set aside.")

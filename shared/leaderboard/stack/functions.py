@@ -67,6 +67,7 @@ FUNCTIONS: Final = (
         8406,
         url_setting="ON_RANK_CHANGE_HEALTH_URL",
     ),
+    Function("archive", "archive", "ARCHIVE_PORT", 8413, url_setting="ARCHIVE_HEALTH_URL"),
 )
 SERVER_PORTS: Final[Mapping[str, int]] = {
     "ISSUER_PORT": 8407,
