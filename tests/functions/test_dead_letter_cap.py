@@ -129,6 +129,15 @@ def test_producers_that_turn_bad_together_cost_half_a_window_however_often_it_st
     assert log.buried() == bad
 
 
+def test_what_an_operator_replays_halts_nobody(kafka: str) -> None:
+    log, tried = Log(kafka), (("dlq_attempts", b"1"),)
+    records = [garbage(n, THREE[n % 3]) for n in range(300)]
+    count = send(log, (one._replace(headers=(*one.headers, *tried)) for one in records))
+    with running(log, Recorder(), batch_size=50):
+        wait_for(lambda: log.committed() == count, 20)
+    assert log.buried() == count
+
+
 def test_a_stopped_process_says_why_and_ends_with_an_error(kafka: str) -> None:
     log = Log(kafka)
     send(log, (garbage(n, THREE[n % 3]) for n in range(250)))

@@ -112,7 +112,13 @@ def test_letters_are_listed_and_shown_by_what_is_known_of_them(log: Log, dlq: Dl
     assert "dlq_reason: bad_id" in shown.stdout
     assert "\x1b" not in shown.stdout
     assert "key: t1" in shown.stdout
-    for wrong in (["show", "0:9"], ["replay", "0:9", "--yes"], ["list", "--since", "yesterday"]):
+    for wrong in (
+        ["show", "0:9"],
+        ["replay", "0:9", "--yes"],
+        ["list", "--since", "yesterday"],
+        ["list", "--topic", "no-such-topic"],
+        ["replay", "--offset", "1", "--everything", "--yes"],
+    ):
         done = dlq(*wrong)
         assert done.returncode in (1, 2)
         assert done.stderr.strip()

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from leaderboard.cli.context import Api, CommandError, progress_console
 from leaderboard.dead_letters import DeadLetter, Fate, mark, revive
-from leaderboard.errors import LeaderboardError, NotFoundError, SettingsError
+from leaderboard.errors import LeaderboardError, NotFoundError, SettingsError, TransientError
 from leaderboard.events import WAGERS, Record, format_time_ms
 from leaderboard.model import State, TournamentId, is_id
 from leaderboard.settings import RedisSettings, load
@@ -30,7 +30,7 @@ class Sink(Protocol):
 
 def handle(letters: Sequence[DeadLetter], fate: Fate, by: str, sink: Sink) -> int:
     """Replay or drop these, in order; how many. Safe to repeat: what was sent and not marked is
-    sent again, with the same id. Raises TransientError with those before it done."""
+    sent again, with the same id. Raises TransientError, saying how many are done."""
     done = 0
     with Progress(
         TextColumn("{task.description}"),
@@ -43,10 +43,14 @@ def handle(letters: Sequence[DeadLetter], fate: Fate, by: str, sink: Sink) -> in
         task = progress.add_task(fate, total=len(letters))
         for start in range(0, len(letters), AT_ONCE):
             some = letters[start : start + AT_ONCE]
-            if fate == "replayed":
-                sink.send([revive(letter) for letter in some])
             at = format_time_ms(time.time_ns() // 1_000_000)
-            sink.send([mark(letter, fate, by, at) for letter in some])
+            try:
+                if fate == "replayed":
+                    sink.send([revive(letter) for letter in some])
+                sink.send([mark(letter, fate, by, at) for letter in some])
+            except TransientError as error:
+                told = f"{done} of {len(letters)} {fate}, the rest may be tried again: {error}"
+                raise TransientError(told) from None
             done += len(some)
             progress.update(task, completed=done)
     return done

@@ -67,7 +67,8 @@ class KafkaHost:
     `ready` maps a dependency to a check that raises while it is away. `decode` gives the event
     of a record, None for one that is no event and goes to the handler as it is, or raises
     RefusedError. `dead_letters` is None for a reader beside the topics' own consumer, which has
-    buried what can never work: here such records are counted, and left."""
+    buried what can never work: here such records are counted, and left. The cap of kafka_cap.py
+    holds for both."""
 
     def __init__(  # noqa: PLR0913 - every composition root names them all, and once
         self,

@@ -15,6 +15,8 @@ read. One that keeps three names alive, each with a fiftieth of the traffic and 
 there are sound producers of that size, can: names prove nothing, and who may write to a topic
 is for its ACLs to say. Records that name no source count as one source together.
 
+What an operator has replayed from the dead letters is not counted: it was looked at.
+
 The window is the log itself: a process that has not read enough looks back, with its own decoder.
 So a start does not divert another window's worth, and a slow topic is judged like a busy one.
 """
@@ -28,6 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from leaderboard import telemetry
+from leaderboard.dead_letters import ATTEMPTS
 from leaderboard.errors import RefusedError, UnreadableTopicError
 from leaderboard.events import Event, Record
 from leaderboard.hosts.kafka_handler import Batch
@@ -98,7 +101,7 @@ class DeadLetterCap:
         by_offset = {one.offset: Mark(one.event.source, True) for one in batch.entries}
         unreadable = {one.offset for one in batch.unreadable}
         for record in batch.records:
-            if record.offset in unreadable:
+            if record.offset in unreadable and not is_replayed(record):
                 by_offset[Offset(record.offset)] = Mark(source_of(record), False)
         return [by_offset[offset] for offset in sorted(by_offset) if offset >= counted]
 
@@ -162,7 +165,8 @@ class DeadLetterCap:
                 if (event := self._decode(record)) is not None:
                     yield Mark(event.source, True)
             except RefusedError:
-                yield Mark(source_of(record), False)
+                if not is_replayed(record):
+                    yield Mark(source_of(record), False)
 
 
 def failing_sources(window: Iterable[Mark], ratio: float) -> list[str]:
@@ -182,6 +186,11 @@ def failing_sources(window: Iterable[Mark], ratio: float) -> list[str]:
     failing = [source for source in failing if source in with_a_say]
     sound = len(with_a_say) - len(failing)
     return failing if len(failing) >= SOURCES_TO_STOP and len(failing) > sound else []
+
+
+def is_replayed(record: Record) -> bool:
+    """Whether `dlq replay` has sent it."""
+    return any(name == ATTEMPTS for name, _ in record.headers)
 
 
 def source_of(record: Record) -> str:
