@@ -99,13 +99,14 @@ class Rebuild:
             self._directory.put(Summary(tournament_id, snapshot.terms))
         for erasure_id, requested_at_ms in self._snapshots.erasures(tournament_id):
             self._erasures.restore(erasure_id, tournament_id, requested_at_ms)
-        telemetry.REBUILDS.inc()
-        logger.warning(
-            "board rebuilt from the record",
-            extra=telemetry.fields(
-                tournament=tournament_id, offset=snapshot.offset, players=players, put=put
-            ),
-        )
+        if put:
+            telemetry.REBUILDS.inc()
+            logger.warning(
+                "board rebuilt from the record",
+                extra=telemetry.fields(
+                    tournament=tournament_id, offset=snapshot.offset, players=players
+                ),
+            )
         return put
 
     def wants_board(self, partition: int, tournament_id: TournamentId) -> bool:

@@ -57,20 +57,30 @@ class SqlSnapshots:
         with reading(self._engine) as connection:
             return position_of(connection, WAGERS, partition, log_id)
 
-    def expected(
-        self, partition: int, before: Offset, *, quiet_only: bool = False
-    ) -> Mapping[TournamentId, Offset]:
+    def partitions(self) -> Mapping[TournamentId, int]:
+        """Every tournament that has to have a board, with the partition of its log."""
         table = tables.tournaments.c
-        has_board = sa.or_(
+        statement = sa.select(table.tournament_id, table.log_partition).where(self._has_board())
+        with reading(self._engine) as connection:
+            return {TournamentId(name): number for name, number in connection.execute(statement)}
+
+    def _has_board(self) -> sa.ColumnElement[bool]:
+        table = tables.tournaments.c
+        return sa.or_(
             table.state.not_in(_OVER),
             table.confirmed_at_ms.is_(None),
             table.confirmed_at_ms > self._now_ms() - BOARD_KEPT_MS,
         )
+
+    def expected(
+        self, partition: int, before: Offset, *, quiet_only: bool = False
+    ) -> Mapping[TournamentId, Offset]:
+        table = tables.tournaments.c
         statement = sa.select(table.tournament_no, table.tournament_id, table.log_offset)
         found: dict[TournamentId, Offset] = {}
         with reading(self._engine) as connection:
             rows = connection.execute(
-                statement.where(table.log_partition == partition, has_board)
+                statement.where(table.log_partition == partition, self._has_board())
             ).all()
             for no, name, last in rows:
                 if last < before:

@@ -6,6 +6,7 @@ one line on standard error and exit code 1 (2: wrong use, a wrong setting).
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import click
@@ -15,6 +16,7 @@ from leaderboard.cli.dead_letters import dlq
 from leaderboard.cli.operate import erase, tournament
 from leaderboard.cli.outbox import outbox, relay
 from leaderboard.cli.produce import produce
+from leaderboard.cli.rebuild import rebuild
 from leaderboard.cli.record import record
 from leaderboard.cli.stacks import run, schemas, stack, token
 from leaderboard.cli.watch import watch
@@ -31,13 +33,15 @@ def cli() -> None:
     """The root of all commands."""
 
 
-_OPERATING = (tournament, erase, record, dlq, outbox, relay)
+_OPERATING = (tournament, erase, record, rebuild, dlq, outbox, relay)
 for command in (stack, run, token, produce, watch, *_OPERATING, schemas, openapi):
     cli.add_command(command)
 
 
 def main() -> None:
     """The console script."""
+    # What the parts log is for services; a command tells what it did by itself.
+    logging.getLogger("leaderboard").addHandler(logging.NullHandler())
     sys.exit(_run())
 
 
