@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import redis
@@ -32,10 +33,7 @@ from redis.retry import Retry
 
 from leaderboard.errors import TransientError
 
-CONNECT_SECONDS: Final = 2.0
-ANSWER_SECONDS: Final = 5.0
 CHECK_SECONDS: Final = 1.0
-RETRIES: Final = 3
 
 RedisClient = redis.Redis | RedisCluster
 
@@ -58,7 +56,35 @@ _AWAY_CODES: Final = frozenset(
 """Errors inside a script reach us as plain ResponseErrors that start with their code."""
 
 
-def connect(url: str) -> RedisClient:
+class _Cluster(RedisCluster):
+    """redis-py's client asks a server where the keys of a read-only script call are, each time,
+    and always the same server: twice the way, and no reads at all when that one is away."""
+
+    def determine_slot(self, *args: Any) -> int | None:
+        command = str(args[0])
+        if command in ("EVAL_RO", "EVALSHA_RO"):
+            args = (command.removesuffix("_RO"), *args[1:])
+        slot: int | None = super().determine_slot(*args)
+        return slot
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a call waits for a server, each time, and how often it is repeated."""
+
+    connect_seconds: float
+    answer_seconds: float
+    retries: int
+    after: tuple[type[Exception], ...] = (RedisConnectionError, RedisTimeoutError)
+
+
+PATIENT: Final = Patience(2.0, 5.0, 3)
+"""For who has to get it done: 20 s with a server that hangs."""
+BRIEF: Final = Patience(0.5, 0.5, 1, (RedisConnectionError,))
+"""For who has another one to ask: once, and again only where a connection was broken."""
+
+
+def connect(url: str, patience: Patience = PATIENT) -> RedisClient:
     """A client for `url` (`redis://` or `rediss://`); a comma list of hosts is a cluster.
 
     Answers are bytes. A single server is connected to by the first command, a cluster at once:
@@ -72,24 +98,24 @@ def connect(url: str) -> RedisClient:
     if len(seeds) == 1:
         client: redis.Redis = redis.Redis.from_url(
             url,
-            socket_connect_timeout=CONNECT_SECONDS,
-            socket_timeout=ANSWER_SECONDS,
+            socket_connect_timeout=patience.connect_seconds,
+            socket_timeout=patience.answer_seconds,
             health_check_interval=30,
-            retry=_retry(),
+            retry=_retry(patience),
             protocol=2,
         )
         return client
     places = [urlsplit(f"redis://{seed}") for seed in seeds]
     nodes = [_node(place.hostname or "", place.port or 6379) for place in places]
     with transient():
-        return RedisCluster(
+        return _Cluster(
             startup_nodes=nodes,
             username=unquote(parts.username) if parts.username else None,
             password=unquote(parts.password) if parts.password else None,
             ssl=parts.scheme == "rediss",
-            socket_connect_timeout=CONNECT_SECONDS,
-            socket_timeout=ANSWER_SECONDS,
-            retry=_retry(),
+            socket_connect_timeout=patience.connect_seconds,
+            socket_timeout=patience.answer_seconds,
+            retry=_retry(patience),
             # Else the addresses found last take the seeds' place, and a cluster that comes back
             # with new ones is never found again.
             dynamic_startup_nodes=False,
@@ -151,9 +177,10 @@ def _ping(client: redis.Redis) -> None:
         connection.disconnect()
 
 
-def _retry() -> Retry:
-    """Three more attempts within half a second: longer waits are the caller's to decide."""
-    return Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.3), RETRIES)
+def _retry(patience: Patience) -> Retry:
+    """The next attempts within half a second: longer waits are the caller's to decide."""
+    backoff = ExponentialWithJitterBackoff(base=0.02, cap=0.3)
+    return Retry(backoff, patience.retries, patience.after)
 
 
 def _node(host: str, port: int) -> ClusterNode:
