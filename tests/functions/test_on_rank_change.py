@@ -96,6 +96,9 @@ class ListedDirectory:
     def all(self) -> Sequence[Summary]:
         return list(self.shown.values())
 
+    def remove(self, tournament_id: TournamentId) -> None:
+        self.shown.pop(tournament_id, None)
+
 
 class LivePlayers:
     """`ports.Connections`, as far as on-rank-change asks: who holds a socket."""

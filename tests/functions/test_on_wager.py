@@ -5,20 +5,26 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pytest
 import redis
+import sqlalchemy as sa
 
 import logs
 from hosting import Hosted, hosted
 from leaderboard.adapters import redis_board
+from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_progress import RedisProgress
 from leaderboard.adapters.redis_scripts import Script
+from leaderboard.adapters.sql_engine import connect as connect_database
+from leaderboard.adapters.sql_record import SqlRecord
+from leaderboard.adapters.sql_snapshot import SqlSnapshots
 from leaderboard.errors import TransientError
 from leaderboard.events import WAGERS
 from leaderboard.fold import LogEntry
@@ -128,6 +134,9 @@ class MemoryDirectory:
     def all(self) -> Sequence[Summary]:
         return sorted(self._shown.values(), key=lambda s: (s.terms.starts_at_ms, s.tournament_id))
 
+    def remove(self, tournament_id: TournamentId) -> None:
+        self._shown.pop(tournament_id, None)
+
 
 class TornFeed:
     """`ports.Feed` whose position changes may be cut off between any two of them."""
@@ -154,6 +163,16 @@ class Ports:
     directory: Directory
     progress: Progress
     feed: TornFeed = field(default_factory=TornFeed)
+    engine: sa.Engine = field(default_factory=lambda: empty_record())
+    """Of the record: one that has read nothing of the log yet."""
+
+
+@cache
+def empty_record() -> sa.Engine:
+    """An empty record, the same for all tests of this module: nothing here writes to it."""
+    engine = connect_database("sqlite:///:memory:")
+    tables.metadata.create_all(engine)
+    return engine
 
 
 def memory_ports() -> Ports:
@@ -270,8 +289,14 @@ def maker(
     ports.feed.countdown = steps
 
     def make() -> Any:
-        cut = (Interrupted(one, steps) for one in (ports.board, ports.directory, ports.progress))
-        return (of or on_wager.main.OnWager)(*cut, ports.feed, RestoredErasures())
+        board, directory, progress = (
+            Interrupted(one, steps) for one in (ports.board, ports.directory, ports.progress)
+        )
+        record, snapshots = SqlRecord(ports.engine), SqlSnapshots(ports.engine, REMEMBERED)
+        given = on_wager.main.Ports(
+            board, directory, progress, ports.feed, RestoredErasures(), record, snapshots
+        )
+        return (of or on_wager.main.OnWager)(given)
 
     return make
 
