@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,10 +16,16 @@ from psycopg import sql
 
 from leaderboard.adapters import sql_migrations
 from leaderboard.adapters import sql_schema as tables
+from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.sql_engine import connect, reading
-from leaderboard.adapters.sql_fold import Input
+from leaderboard.adapters.sql_fold import SqlFold
+from leaderboard.adapters.sql_record import SqlRecord
+from leaderboard.errors import Refusal
 from leaderboard.fold import LogEntry
+from leaderboard.model import REMEMBERED_IDS, Disposition, Offset, PlayerId, TournamentId
+from leaderboard.ports import Folded, Input
 from leaderboard.settings import DatabaseSettings, load
+from logs import LOG, START_MS, TOMBSTONE_KEY, random_log
 
 DIALECTS = ("sqlite", "postgresql")
 
@@ -64,7 +72,7 @@ def engine_of(url: str, *, migrated: bool = True) -> Iterator[sa.Engine]:
         engine.dispose()
 
 
-def put_down(entries: list[LogEntry]) -> list[Input]:
+def put_down(entries: Sequence[LogEntry]) -> list[Input]:
     """Entries with their data as they would come."""
     return [Input(one, one.event.data.model_dump_json()) for one in entries]
 
@@ -81,3 +89,95 @@ def dump(engine: sa.Engine) -> dict[str, list[tuple[object, ...]]]:
             for table in tables.metadata.sorted_tables
             if table.name in there
         }
+
+
+def fold_of(engine: sa.Engine, window: int = REMEMBERED_IDS) -> SqlFold:
+    """A fold whose clock stands still."""
+    return SqlFold(engine, TOMBSTONE_KEY, window, now_ms=lambda: START_MS)
+
+
+def take(
+    fold: SqlFold, part: Sequence[LogEntry], *, partition: int = 0, log_id: str = LOG
+) -> Folded:
+    """Fold these entries, up to behind the last of them."""
+    return fold.apply(partition, log_id, put_down(part), Offset(part[-1].offset + 1))
+
+
+def moved(entry: LogEntry, tournament_id: str, offset: int) -> LogEntry:
+    """The same event of another tournament, at another place in the log."""
+    data = entry.event.data.model_copy(update={"tournament_id": tournament_id})
+    return LogEntry(Offset(offset), entry.logged_at_ms, entry.event._replace(data=data))
+
+
+def interleaved(seed: int, *, tournaments: int, length: int, **changes: Any) -> list[LogEntry]:
+    """Random logs of several tournaments in one partition."""
+    chance = random.Random(seed)
+    logs = [
+        (f"t{number}", random_log(seed * 100 + number, length=length, **changes))
+        for number in range(tournaments)
+    ]
+    mixed: list[LogEntry] = []
+    offset = chance.randrange(5)
+    while logs:
+        name, log = one = chance.choice(logs)
+        entry = next(log, None)
+        if entry is None:
+            logs.remove(one)
+        else:
+            mixed.append(moved(entry, name, offset))
+            offset += chance.choice((1, 1, 1, 2, 7))
+    return mixed
+
+
+class Oracle:
+    """What the pure fold says of a log, told piece by piece."""
+
+    def __init__(self, window: int = REMEMBERED_IDS, log_id: str = LOG) -> None:
+        self.board = MemoryBoard(TOMBSTONE_KEY, window)
+        self._log_id = log_id
+        self._applied: dict[tuple[str, str, str], Offset] = {}
+        self.repeats: dict[Offset, Offset] = {}
+        """Applied although the same id had been before: its offset, and that of the one before."""
+
+    def take(self, part: Sequence[LogEntry]) -> list[Disposition | Refusal]:
+        return [self._one(entry) for entry in part]
+
+    def _one(self, entry: LogEntry) -> Disposition | Refusal:
+        name = TournamentId(str(entry.event.tournament_id))
+        before = self.board.top(name, 1)
+        answer = self.board.apply(name, self._log_id, None, [entry], entry.offset)
+        (verdict,) = answer.verdicts
+        is_action = entry.event.player_id is not None
+        if verdict is Disposition.APPLIED and before is not None and is_action:
+            key = (name, entry.event.source, entry.event.id)
+            if key in self._applied:
+                self.repeats[entry.offset] = self._applied[key]
+            self._applied[key] = entry.offset
+        return verdict
+
+
+def assert_boards_equal(oracle: Oracle, record: SqlRecord, log: Sequence[LogEntry]) -> None:
+    """The whole boards of these tournaments are the oracle's."""
+    for name in {TournamentId(str(one.event.tournament_id)) for one in log}:
+        assert record.top(name, 1000) == oracle.board.top(name, 1000)
+
+
+def assert_equal(oracle: Oracle, record: SqlRecord, log: Sequence[LogEntry]) -> None:
+    """The record answers every question as the oracle does."""
+    names = sorted({TournamentId(str(one.event.tournament_id)) for one in log})
+    players = sorted({PlayerId(str(p)) for one in log if (p := one.event.player_id) is not None})
+    board = oracle.board
+    for name in names:
+        expected = board.top(name, 1000)
+        assert record.top(name, 1000) == expected
+        if expected is None:
+            assert record.find(name) is None
+            continue
+        found = record.find(name)
+        assert found is not None
+        assert found.terms == expected.terms
+        assert record.sequences([name]) == {name: expected.sequence}
+        assert record.top(name, 3, after_rank=2) == board.top(name, 3, after_rank=2)
+        for player in players:
+            assert record.around(name, player, 2) == board.around(name, player, 2)
+        assert record.player(name, players[0]) == board.player(name, players[0])

@@ -166,13 +166,12 @@ def insert(connection: sa.Connection, table: sa.Table, rows: Sequence[tuple[Any,
         return
     if connection.dialect.name == "postgresql":
         columns = ", ".join(f'"{column.name}"' for column in table.columns)
-        with _cursor(connection) as cursor:
-            command = f'COPY "{table.name}" ({columns}) FROM STDIN (FORMAT BINARY)'
-            with cursor.copy(command) as copy:
-                copy.set_types([_type(column) for column in table.columns])
-                write = copy.write_row
-                for row in rows:
-                    write(row)
+        command = f'COPY "{table.name}" ({columns}) FROM STDIN (FORMAT BINARY)'
+        with _driver(connection, command) as cursor, cursor.copy(command) as copy:
+            copy.set_types([_type(column) for column in table.columns])
+            write = copy.write_row
+            for row in rows:
+                write(row)
         return
     names = [column.name for column in table.columns]
     connection.execute(sa.insert(table), [dict(zip(names, row, strict=True)) for row in rows])
@@ -273,6 +272,23 @@ def _type(column: sa.Column[Any]) -> str:
     return "text"
 
 
-def _cursor(connection: sa.Connection) -> Any:
-    """The driver's own cursor, in the same transaction."""
-    return connection.connection.cursor()
+@contextmanager
+def _driver(connection: sa.Connection, command: str) -> Iterator[Any]:
+    """The driver's own cursor, in the same transaction; its errors as SQLAlchemy's, so that here
+    as everywhere they say whether they pass by themselves."""
+    import psycopg  # noqa: PLC0415 - whoever has another database need not have it
+
+    own: Any = connection.connection
+    try:
+        with own.cursor() as cursor:
+            yield cursor
+    except psycopg.Error as error:
+        cause: Any = error
+        is_gone = connection.dialect.is_disconnect(cause, own.dbapi_connection, None)
+        if is_gone:
+            connection.invalidate(error)
+        told = DBAPIError.instance(
+            command, None, error, psycopg.Error,
+            connection_invalidated=is_gone, dialect=connection.dialect,
+        )  # fmt: skip
+        raise told from error
