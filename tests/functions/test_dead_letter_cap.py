@@ -152,7 +152,7 @@ def test_a_stopped_process_says_why_and_ends_with_an_error(kafka: str) -> None:
 def marks(of: Mapping[str, tuple[int, int]]) -> list[Mark]:
     """`of`: source → records that can be read, and that can't; in no order."""
     found = [
-        Mark(source, is_readable)
+        (source, is_readable)
         for source, counts in of.items()
         for is_readable, count in zip((True, False), counts, strict=True)
         for _ in range(count)

@@ -27,7 +27,7 @@ import json
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from leaderboard import telemetry
 from leaderboard.dead_letters import ATTEMPTS
@@ -49,11 +49,9 @@ LookBack = Callable[[Place, Offset, int], Iterable[Record]]
 """Place, end (not included) and number of records to read before it."""
 
 
-class Mark(NamedTuple):
-    """What the cap remembers of a record."""
-
-    source: str
-    is_readable: bool
+Mark = tuple[str, bool]
+"""What the cap remembers of a record: its source, and whether it can be read. (Bare, because
+there is one for many a wager.)"""
 
 
 class DeadLetterCap:
@@ -97,24 +95,26 @@ class DeadLetterCap:
         counted = self._counted.get(batch.place, Offset(-1))
         if not batch.unreadable:
             latest = batch.entries[-self._minimum :]
-            return [Mark(one.event.source, True) for one in latest if one.offset >= counted]
-        by_offset = {one.offset: Mark(one.event.source, True) for one in batch.entries}
+            if latest and latest[0].offset < counted:
+                latest = [one for one in latest if one.offset >= counted]
+            return [(one.event.source, True) for one in latest]
+        by_offset = {one.offset: (one.event.source, True) for one in batch.entries}
         unreadable = {one.offset for one in batch.unreadable}
         for record in batch.records:
             if record.offset in unreadable and not is_replayed(record):
-                by_offset[Offset(record.offset)] = Mark(source_of(record), False)
+                by_offset[Offset(record.offset)] = (source_of(record), False)
         return [by_offset[offset] for offset in sorted(by_offset) if offset >= counted]
 
     def _slide(self, topic: str, window: deque[Mark], marks: Sequence[Mark]) -> None:
         """So that it does not matter how the log was cut into batches."""
-        unreadable = sum(not mark.is_readable for mark in window)
+        unreadable = sum(not is_readable for _, is_readable in window)
         for mark in marks:
             if len(window) == self._minimum:
-                unreadable -= not window[0].is_readable
+                unreadable -= not window[0][1]
             window.append(mark)
-            unreadable += not mark.is_readable
+            unreadable += not mark[1]
             if (
-                not mark.is_readable
+                not mark[1]
                 and len(window) >= self._minimum
                 and unreadable > self._ratio * len(window)
                 and (failing := failing_sources(window, self._ratio))
@@ -163,19 +163,19 @@ class DeadLetterCap:
         for record in self._before(place, end, count):
             try:
                 if (event := self._decode(record)) is not None:
-                    yield Mark(event.source, True)
+                    yield event.source, True
             except RefusedError:
                 if not is_replayed(record):
-                    yield Mark(source_of(record), False)
+                    yield source_of(record), False
 
 
 def failing_sources(window: Iterable[Mark], ratio: float) -> list[str]:
     """The sources for which the consumer has to stop, the worst first; none: it goes on."""
     records: Counter[str] = Counter()
     unreadable: Counter[str] = Counter()
-    for mark in window:
-        records[mark.source] += 1
-        unreadable[mark.source] += not mark.is_readable
+    for source, is_readable in window:
+        records[source] += 1
+        unreadable[source] += not is_readable
     failing = [
         source for source, count in unreadable.most_common() if count > ratio * records[source]
     ]

@@ -96,10 +96,9 @@ class Membership:
         first = self._consumer.poll(0 if held else max(timeout_seconds, 0.0))
         if first is None:
             return
-        self._keep(first)
+        self._keep([first])
         if (room := limit - held - 1) > 0:
-            for message in self._consumer.consume(room, timeout=0):
-                self._keep(message)
+            self._keep(self._consumer.consume(room, timeout=0))
 
     def waiting(self) -> list[Place]:
         """Owned partitions with something in the inbox."""
@@ -123,20 +122,25 @@ class Membership:
             self._paused |= flowing
             message = self._consumer.poll(min(left, WAIT_SECONDS))
             if message is not None:
-                self._keep(message)
+                self._keep([message])
         paused, self._paused = self._paused, set()
         self._consumer.resume(_kafkas(paused))
 
-    def _keep(self, message: Message) -> None:
-        error = message.error()
-        if error is not None:
-            if error.fatal():
+    def _keep(self, messages: Sequence[Message]) -> None:
+        ours, inbox = self._ours, self._inbox
+        for message in messages:
+            error = message.error()
+            if error is None:
+                place = ours.get((message.topic(), message.partition()))
+                if place is None:
+                    continue
+                if (held := inbox.get(place)) is None:
+                    held = inbox[place] = []
+                held.append(message)
+            elif error.fatal():
                 raise KafkaException(error)
-            logger.warning("Kafka reports an error", extra=telemetry.fields(error=error.str()))
-            return
-        place = self._ours.get((message.topic(), message.partition()))
-        if place is not None:
-            self._inbox.setdefault(place, []).append(message)
+            else:
+                logger.warning("Kafka reports an error", extra=telemetry.fields(error=error.str()))
 
     # partitions
 
