@@ -105,57 +105,48 @@ class Log:
     """What came to `wagers` since this was made, partition by partition."""
 
     def __init__(self, servers: str) -> None:
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": servers,
-                "group.id": "relay-tests",
-                "enable.auto.commit": False,
-                "log_level": 0,
-            }
-        )
-        partitions = self._consumer.list_topics(ev.WAGERS, timeout=10).topics[ev.WAGERS].partitions
-        self._starts = [TopicPartition(ev.WAGERS, one, self._end(one)) for one in partitions]
+        config: dict[str, str | int | bool] = {
+            "bootstrap.servers": servers,
+            "group.id": "outbox-tests",
+            "enable.auto.commit": False,
+            "log_level": 0,
+        }
+        # Two clients: a question would wait behind a fetch that waits for records.
+        self._asking, self._consumer = Consumer(config), Consumer(config)
+        found = self._asking.list_topics(ev.WAGERS, timeout=10).topics[ev.WAGERS].partitions
+        self._next = {one: self._end(one) for one in found}
+        self._records: list[ev.Record] = []
+        self._consumer.assign([TopicPartition(ev.WAGERS, *place) for place in self._next.items()])
 
     def _end(self, partition: int) -> int:
         place = TopicPartition(ev.WAGERS, partition)
         deadline = time.monotonic() + READ_SECONDS
         while True:
             try:
-                return int(self._consumer.get_watermark_offsets(place, timeout=5)[1])
+                return int(self._asking.get_watermark_offsets(place, timeout=5)[1])
             except KafkaException:  # a topic that was just made, a broker that was just started
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
 
     def read(self) -> list[ev.Record]:
         """Everything up to now, each partition in its order."""
-        ends = {place.partition: self._end(place.partition) for place in self._starts}
-        left = {place.partition for place in self._starts if place.offset < ends[place.partition]}
-        self._consumer.assign([place for place in self._starts if place.partition in left])
-        found = []
+        ends = {partition: self._end(partition) for partition in self._next}
         deadline = time.monotonic() + READ_SECONDS
-        while left:
+        while any(self._next[partition] < end for partition, end in ends.items()):
             assert time.monotonic() < deadline
-            message = self._consumer.poll(1)
-            if message is None or message.error() is not None:
-                continue
-            headers = message.headers() or []
-            partition, offset = message.partition(), message.offset()
-            assert partition is not None and offset is not None
-            found.append(
-                ev.Record(
-                    ev.WAGERS,
-                    message.key(),
-                    message.value(),
-                    tuple(headers),  # type: ignore[arg-type]
-                    partition,
-                    offset,
-                )
-            )
-            if offset + 1 >= ends[partition]:
-                left.discard(partition)
-        return found
+            for message in self._consumer.consume(1000, 0.2):
+                if message.error() is None:
+                    self._take(message)
+        return list(self._records)
+
+    def _take(self, message: Any) -> None:
+        partition, offset = message.partition(), message.offset()
+        key, value, headers = message.key(), message.value(), tuple(message.headers() or ())
+        self._next[partition] = offset + 1
+        self._records.append(ev.Record(ev.WAGERS, key, value, headers, partition, offset))
 
     def close(self) -> None:
+        self._asking.close()
         self._consumer.close()
 
 

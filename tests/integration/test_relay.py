@@ -19,6 +19,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+)
 
 from leaderboard import events as ev
 from leaderboard.codec import decode_kafka, encode_kafka
@@ -367,6 +373,55 @@ def test_game_goes_on_while_kafka_is_away_and_all_arrives_afterwards(
     before.order.update(away.order)
     total = before.played.total() + away.played.total() + TOURNAMENTS
     assert_all_came(before, log.read(), total)
+
+
+def test_record_that_kafka_refuses_is_overtaken_by_nothing(
+    outbox: Outbox, broker: KafkaServer, log: Log, tmp_path: Path
+) -> None:
+    """What follows in the same tournament waits: with a higher number it would make the board
+    take the refused one for a duplicate. Other tournaments go on."""
+    schedule(outbox)
+    note = {"note": "n" * 20_000}
+    large = scored("1-large", "t0", "p1", 5)
+    large = large._replace(data=large.data.model_copy(update=note))
+    relay = RelayProcess(tmp_path, outbox, broker.bootstrap_servers, "one")
+    with contextlib.ExitStack() as stack:
+        stack.callback(relay.kill)
+        stack.callback(limit_records, broker, 4 * 1024 * 1024)
+        relay.start()
+        wait_for(lambda: all_sent(outbox), 60)
+        limit_records(broker, 10_000)
+        with psycopg.connect(outbox.url) as connection:
+            put(connection, scored("0-before", "t0", "p1"))
+            put(connection, large)
+            put(connection, scored("2-after", "t0", "p1"))
+        wait_for(lambda: "MSG_SIZE" in relay.log() or "too large" in relay.log(), 30)
+        with psycopg.connect(outbox.url) as connection:
+            for index in range(1, TOURNAMENTS):
+                put(connection, scored(f"3-{index}", f"t{index}", "p1"))
+        # Lanes that are in the same round as the refused record are tried again with it.
+        wait_for(lambda: came(log, "3-") == TOURNAMENTS - 1, 60)
+        assert came(log, "1-") == came(log, "2-") == 0
+        limit_records(broker, 4 * 1024 * 1024)
+        wait_for(lambda: all_sent(outbox), 60)
+        assert metrics(relay)['leaderboard_retries_total{function="relay"}'] > 0
+        assert relay.stop() == 0
+    records = log.read()
+    assert_numbers_go_up(records)
+    assert Boards(records).scores()["t0", "p1"] == 7
+
+
+def came(log: Log, start: str) -> int:
+    return len({event.id for event in map(decode_kafka, log.read()) if event.id.startswith(start)})
+
+
+def limit_records(broker: KafkaServer, size: int) -> None:
+    """How large a record of `wagers` may be."""
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
+    entry = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, ev.WAGERS, incremental_configs=[entry])
+    for done in admin.incremental_alter_configs([resource]).values():
+        done.result(10)
 
 
 def test_relay_waits_for_a_database_that_is_away(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -14,6 +16,7 @@ from leaderboard.producer.lanes import Batch
 from leaderboard.settings import KafkaSettings
 
 WAIT_SECONDS: Final = 0.25
+POLL_SECONDS: Final = 0.002
 MAX_RECORD_BYTES: Final = 1024 * 1024
 """An event is 32 KiB at most, with attributes of 20 KiB."""
 
@@ -47,7 +50,7 @@ class GaplessProducer:
         self._checking = threading.Lock()
         self._asking: Producer | None = None
 
-    def send(self, batches: Iterable[Batch], go_on: Callable[[], bool]) -> dict[int, str]:
+    def send(self, batches: Sequence[Batch], go_on: Callable[[], bool]) -> dict[int, str]:
         """Send and wait until all is acknowledged; the lanes that are not, with the reason.
 
         Asks `go_on` every quarter of a second; when that says no, what has not been sent never
@@ -56,23 +59,21 @@ class GaplessProducer:
         if self._producer is None:
             self._producer = Producer(self._config)
         producer = self._producer
-        waiting: list[int] = []
+        lanes = [batch.lane for batch in batches]
         try:
             for batch in batches:
-                waiting.append(batch.lane)
                 report = partial(self._delivered, batch.lane)
                 for record in batch.records:
                     while not self._produced(producer, record, report):
                         if not go_on():
-                            return self._abandon(waiting, "stopped")
-            while producer.flush(WAIT_SECONDS) > 0:
+                            return self._abandon(lanes, "stopped")
+            while not _is_empty(producer, WAIT_SECONDS):
                 if not go_on():
-                    return self._abandon(waiting, "stopped")
+                    return self._abandon(lanes, "stopped")
         except KafkaException as error:
-            return self._abandon(waiting, error.args[0].str())
-        if self._failed:
-            return self._abandon([], "")
-        return {}
+            return self._abandon(lanes, error.args[0].str())
+        # All has been told: what was not reported as failed is acknowledged.
+        return self._abandon([], "") if self._failed else {}
 
     def check(self) -> None:
         """Raises TransientError when no broker answers within two seconds."""
@@ -111,7 +112,22 @@ class GaplessProducer:
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.purge(in_queue=True, in_flight=True)
-            producer.flush(1)
+            with contextlib.suppress(KafkaException):
+                _is_empty(producer, 1)
         failed = dict.fromkeys(lanes, reason) | self._failed
         self._failed = {}
         return failed
+
+
+def _is_empty(producer: Producer, seconds: float) -> bool:
+    """Wait that long at most until everything is acknowledged or failed. Raises KafkaException
+    when the producer has stopped for good.
+
+    Not by its `flush`: that goes on calling back after such an error, which Python can't bear."""
+    deadline = time.monotonic() + seconds
+    while len(producer) > 0:
+        if time.monotonic() > deadline:
+            return False
+        # Success wakes nobody: only failures are reported.
+        producer.poll(POLL_SECONDS)
+    return True
