@@ -27,6 +27,7 @@ FUNCTIONS = Path(__file__).parents[1] / "functions"
 
 SETTINGS = {
     "REDIS_URL": "redis://127.0.0.1:1",
+    "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nowhere",
     "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",
     "JWT_ISSUER": "https://issuer.example",
     "JWT_AUDIENCE": "leaderboard",

@@ -1,15 +1,16 @@
 """query: what the boards say, and the page that shows it.
 
 Anyone with a token reads the boards; a player reads only their own standing and neighbours,
-staff read everyone's. Each board answer is one round trip to the board at one sequence, which is
-its ETag. A tournament that the directory knows and whose board is away is 503, never empty.
+staff read everyone's. Each answer is one board at one sequence, which is its ETag. It comes from
+the board itself in one round trip; where that is away, missing or behind, and for tournaments long
+over, the same comes from the record and says so (`source`). What nobody can tell is 503, never
+empty.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -18,18 +19,21 @@ from flask import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from leaderboard import telemetry
+from leaderboard.adapters import sql_engine, sql_reading
 from leaderboard.adapters.jwks_tokens import JwksTokens
 from leaderboard.adapters.redis_board import RedisBoard
-from leaderboard.adapters.redis_client import RedisClient, check, connect
+from leaderboard.adapters.redis_client import BRIEF, RedisClient, check, connect
 from leaderboard.adapters.redis_directory import RedisDirectory
-from leaderboard.errors import ForbiddenError, NotFoundError
+from leaderboard.errors import ForbiddenError, NotFoundError, TransientError
 from leaderboard.events import Rules, format_time_ms
 from leaderboard.hosts.files import StaticFiles, matches
 from leaderboard.hosts.first_use import FirstUse
-from leaderboard.hosts.http import ANY_ROLE, STAFF, Answer, Call, HttpApp, ProblemError, Route
+from leaderboard.hosts.http import ANY_ROLE, STAFF, Answer, Call, HttpApp, Route
 from leaderboard.model import PlayerId, Standing, State, TournamentId, masked, percentile
-from leaderboard.ports import Board, BoardView, Directory, Tokens
+from leaderboard.ports import BoardView, Tokens
+from leaderboard.reads import Reads, Seen
 from leaderboard.settings import (
+    DatabaseSettings,
     HttpUrl,
     OriginSettings,
     RedisSettings,
@@ -39,14 +43,6 @@ from leaderboard.settings import (
 )
 
 MAX_RADIUS = 50
-
-
-@dataclass(frozen=True)
-class Ports:
-    """What the answers are made from."""
-
-    board: Board
-    directory: Directory
 
 
 # --- what is asked and answered ----------------------------------------------------------------
@@ -123,19 +119,15 @@ class PageConfig(BaseModel):
 # --- the answers -------------------------------------------------------------------------------
 
 
-def tournaments(call: Call, ports: Ports) -> Answer:
-    """Every tournament, or those of one state, in order of start."""
-    found = [
-        _summary(one.tournament_id, one.terms)
-        for one in ports.directory.all()
-        if call.query.state in (None, one.terms.state)
-    ]
+def tournaments(call: Call, reads: Reads) -> Answer:
+    """Every tournament, also past ones, or those of one state, in order of start."""
+    found = [_summary(one.tournament_id, one.terms) for one in reads.all(call.query.state)]
     return Answer({"tournaments": found})
 
 
-def tournament(call: Call, ports: Ports) -> Answer:
+def tournament(call: Call, reads: Reads) -> Answer:
     """One tournament with its rules."""
-    view = _found(call, ports, lambda t: ports.board.top(t, 1))
+    view = _known(reads.top(_tournament(call), 1)).view
     body = {
         **_summary(view.tournament_id, view.terms),
         "rules": view.terms.rules.model_dump(mode="json", exclude_none=True),
@@ -145,24 +137,21 @@ def tournament(call: Call, ports: Ports) -> Answer:
     return _at_sequence(call, view, body)
 
 
-def standings(call: Call, ports: Ports) -> Answer:
+def standings(call: Call, reads: Reads) -> Answer:
     """A page of the board."""
-    view = _found(
-        call, ports, lambda t: ports.board.top(t, call.query.limit, call.query.after_rank)
-    )
-    rows = [_row(view, one) for one in view.standings]
-    return _at_sequence(call, view, {**_of_board(view), "standings": rows})
+    return _page(call, reads.top(_tournament(call), call.query.limit, call.query.after_rank))
 
 
-def player(call: Call, ports: Ports) -> Answer:
+def player(call: Call, reads: Reads) -> Answer:
     """One player's standing."""
     player_id = _player_allowed(call)
-    view = _found(call, ports, lambda t: ports.board.player(t, player_id))
+    seen = _known(reads.player(_tournament(call), player_id))
+    view = seen.view
     if not view.standings:
         raise NotFoundError("the player has no standing in this tournament")
     own = view.standings[0]
     body = {
-        **_of_board(view),
+        **_of_board(seen),
         **_row(view, own),
         "distance": view.distance,
         "percentile": percentile(own.rank, view.players),
@@ -170,13 +159,11 @@ def player(call: Call, ports: Ports) -> Answer:
     return _at_sequence(call, view, body)
 
 
-def around(call: Call, ports: Ports) -> Answer:
+def around(call: Call, reads: Reads) -> Answer:
     """The standings centred on a player; none for a player without a standing."""
     player_id = _player_allowed(call)
     radius = min(call.query.radius, MAX_RADIUS)
-    view = _found(call, ports, lambda t: ports.board.around(t, player_id, radius))
-    rows = [_row(view, one) for one in view.standings]
-    return _at_sequence(call, view, {**_of_board(view), "standings": rows})
+    return _page(call, reads.around(_tournament(call), player_id, radius))
 
 
 def _player_allowed(call: Call) -> PlayerId:
@@ -188,14 +175,20 @@ def _player_allowed(call: Call) -> PlayerId:
     return PlayerId(player_id)
 
 
-def _found(call: Call, ports: Ports, read: Callable[[TournamentId], BoardView | None]) -> BoardView:
-    tournament_id = TournamentId(call.path["tournament_id"])
-    view = read(tournament_id)
-    if view is not None:
-        return view
-    if ports.directory.find(tournament_id) is not None:
-        raise ProblemError(503, "The board of this tournament is being restored; try again.")
-    raise NotFoundError("there is no such tournament")
+def _tournament(call: Call) -> TournamentId:
+    return TournamentId(call.path["tournament_id"])
+
+
+def _known(seen: Seen | None) -> Seen:
+    if seen is None:
+        raise NotFoundError("there is no such tournament")
+    return seen
+
+
+def _page(call: Call, found: Seen | None) -> Answer:
+    seen = _known(found)
+    rows = [_row(seen.view, one) for one in seen.view.standings]
+    return _at_sequence(call, seen.view, {**_of_board(seen), "standings": rows})
 
 
 def _at_sequence(call: Call, view: BoardView, body: dict[str, Any]) -> Answer:
@@ -216,12 +209,12 @@ def _summary(tournament_id: TournamentId, terms: Any) -> dict[str, Any]:
     }
 
 
-def _of_board(view: BoardView) -> dict[str, Any]:
+def _of_board(seen: Seen) -> dict[str, Any]:
     return {
-        "tournament_id": view.tournament_id,
-        "sequence": view.sequence,
-        "source": "board",
-        "players": view.players,
+        "tournament_id": seen.view.tournament_id,
+        "sequence": seen.view.sequence,
+        "source": seen.source.value,
+        "players": seen.view.players,
     }
 
 
@@ -268,11 +261,11 @@ def page_headers(page: PageSettings) -> dict[str, str]:
     return {"Content-Security-Policy": "; ".join(policy), "Referrer-Policy": "no-referrer"}
 
 
-def routes(ports: Callable[[], Ports], page: PageSettings) -> list[Route]:
-    """The operations of this function; `ports` is called with each request."""
+def routes(reads: Callable[[], Reads], page: PageSettings) -> list[Route]:
+    """The operations of this function; `reads` is called with each request."""
 
-    def on(handler: Callable[[Call, Ports], Answer]) -> Callable[[Call], Answer]:
-        return lambda call: handler(call, ports())
+    def on(handler: Callable[[Call, Reads], Answer]) -> Callable[[Call], Answer]:
+        return lambda call: handler(call, reads())
 
     config = {"connect_url": page.connect_url, "token_url": page.token_url}
     files = StaticFiles(Path(__file__).parent / "page", "page", page_headers(page))
@@ -283,7 +276,7 @@ def routes(ports: Callable[[], Ports], page: PageSettings) -> list[Route]:
     if_none_match = {"If-None-Match": "An ETag; 304 while the board stands at that sequence."}
 
     def read(
-        path: str, handler: Callable[[Call, Ports], Answer], model: type[BaseModel], query: Any
+        path: str, handler: Callable[[Call, Reads], Answer], model: type[BaseModel], query: Any
     ) -> Route:
         return Route(
             "GET",
@@ -326,18 +319,31 @@ def routes(ports: Callable[[], Ports], page: PageSettings) -> list[Route]:
 
 telemetry.log_json()
 _redis_settings = load_or_exit(RedisSettings, os.environ)
+_database_settings = load_or_exit(DatabaseSettings, os.environ)
 _token_settings = load_or_exit(TokenSettings, os.environ)
-_client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url))
+_client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url, BRIEF))
+_engine = FirstUse(lambda: sql_engine.connect(_database_settings.url))
+# Each on its own: either of them may be away when this process starts.
 # Reading needs no tombstones, so this function does not get the key to them.
-ports = FirstUse(lambda: Ports(RedisBoard(_client(), b""), RedisDirectory(_client())))
+_board = FirstUse(lambda: RedisBoard(_client(), b""))
+_record = FirstUse(lambda: sql_reading.opened(_engine()))
+reads = FirstUse(lambda: Reads(_board, lambda: RedisDirectory(_client()), _record))
 tokens: FirstUse[Tokens] = FirstUse(lambda: JwksTokens(_token_settings))
+
+
+def one_answers() -> None:
+    """Raises TransientError when neither board nor record can be read: either is enough."""
+    try:
+        check(_client())
+    except TransientError:
+        reads().check_record()
 
 
 app = HttpApp(
     "query",
-    routes(ports, load_or_exit(PageSettings, os.environ)),
+    routes(reads, load_or_exit(PageSettings, os.environ)),
     tokens=tokens,
-    ready={"redis": lambda: check(_client())},
+    ready={"redis or database": one_answers},
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )
 

@@ -79,6 +79,10 @@ OUTBOX_REFUSED: Final = Gauge("leaderboard_outbox_refused", "Outbox events set a
 OUTBOX_OLDEST: Final = Gauge(
     "leaderboard_outbox_oldest_seconds", "Age of the oldest outbox event not sent yet."
 )
+READS: Final = Counter("leaderboard_reads", "Boards read, by who answered.", ["source"])
+AWAY: Final = Counter(
+    "leaderboard_away", "Times that a dependency was found away by a reader.", ["dependency"]
+)
 READY: Final = Gauge("leaderboard_ready", "1 when the process can do its work.", ["function"])
 REQUESTS: Final = Histogram(
     "leaderboard_request_seconds",

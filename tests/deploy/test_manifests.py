@@ -155,7 +155,8 @@ def test_references_are_keys_of_the_example(name: str) -> None:
 
 
 def test_secrets_are_never_in_the_config_map() -> None:
-    secrets = {"REDIS_URL", "TOMBSTONE_KEY", "KAFKA_SASL_PASSWORD", "KAFKA_SASL_USERNAME"}
+    secrets = {"REDIS_URL", "DATABASE_URL", "TOMBSTONE_KEY"}
+    secrets |= {"KAFKA_SASL_PASSWORD", "KAFKA_SASL_USERNAME"}
     for name in [*KAFKA_FUNCTIONS, *HTTP_FUNCTIONS]:
         for setting, one in settings_of(name).items():
             assert ("secretKeyRef" in one.get("valueFrom", {})) == (setting in secrets)

@@ -1,19 +1,24 @@
-"""query through its real host, over a real Redis."""
+"""query through its real host, over a real Redis and a real database."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from hosting import SETTINGS, Hosted, Keeper, bearer, check_description, hosted
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.fold import LogEntry
 from leaderboard.model import TournamentId
 from logs import END_MS, START_MS, TOMBSTONE_KEY, T, ended, joined, scheduled, scored, wagered
 from ports import KnownTokens
+from records import engine_of, fold_of, loaded, take
 
 ALICE = bearer("alice", "player")
 STAFF = bearer("op", "operator")
@@ -21,22 +26,77 @@ U = TournamentId("t2")
 
 
 @pytest.fixture
-def query(redis_url: str) -> Iterator[Hosted]:
-    client = connect(redis_url)
-    client.flushall()
-    keeper = Keeper(RedisBoard(client, TOMBSTONE_KEY), RedisDirectory(client))
+def database(tmp_path: Path) -> Iterator[sa.Engine]:
+    """A record that knows nothing yet."""
+    with engine_of(loaded(f"sqlite:///{tmp_path}/record.sqlite")) as engine:
+        yield engine
+
+
+class Log:
+    """What `on-wager` and `archive` do with the same log."""
+
+    def __init__(self, redis_url: str, database: sa.Engine) -> None:
+        self._redis = connect(redis_url)
+        board, directory = RedisBoard(self._redis, TOMBSTONE_KEY), RedisDirectory(self._redis)
+        self._keeper = Keeper(board, directory)
+        self._fold = fold_of(database)
+
+    def say(self, tournament_id: TournamentId, entries: list[LogEntry]) -> None:
+        """Both take it in."""
+        self._keeper.apply(tournament_id, entries)
+        self.record(tournament_id, entries)
+
+    def record(self, tournament_id: TournamentId, entries: list[LogEntry]) -> None:
+        """The record takes it in, before the board does."""
+        take(self._fold, entries, partition=[T, U].index(tournament_id))
+
+    def lose_board(self, tournament_id: TournamentId) -> None:
+        for key in self._redis.scan_iter(match=f"{{{tournament_id}}}*"):
+            self._redis.delete(key)
+
+    def lose_store(self) -> None:
+        self._redis.flushall()
+
+
+@pytest.fixture
+def log(redis_url: str, database: sa.Engine) -> Log:
+    connect(redis_url).flushall()
+    log = Log(redis_url, database)
     players = [scored(10 + i, f"p{i:03d}", 1000 - i) for i in range(120)]
-    keeper.apply(T, [scheduled(0), joined(1, "alice", "Alice A"), scored(2, "alice", 950, 7)])
-    keeper.apply(T, players)
-    keeper.apply(U, [scheduled(5, U, starts_ms=START_MS - 1, scoring={"kind": "stake"})])
+    log.say(T, [scheduled(0), joined(1, "alice", "Alice A"), scored(2, "alice", 950, 7)])
+    log.say(T, players)
+    log.say(U, [scheduled(5, U, starts_ms=START_MS - 1, scoring={"kind": "stake"})])
+    return log
+
+
+@pytest.fixture
+def query(redis_url: str, log: Log, database: sa.Engine) -> Iterator[Hosted]:
     settings = {
         **SETTINGS,
         "REDIS_URL": redis_url,
+        "DATABASE_URL": str(database.url),
         "PAGE_CONNECT_URL": "https://connect.example/base",
         "PAGE_TOKEN_URL": "https://issuer.example/token",
         "GATEWAY_CLIENT_URL": "wss://gateway.example/ws",
     }
     with hosted("query", settings) as one:
+        one.main.tokens.put(KnownTokens())
+        yield one
+
+
+@pytest.fixture
+def without_redis(query: Hosted, database: sa.Engine) -> Iterator[Hosted]:
+    """The same, and nobody listens where Redis should be."""
+    settings = {**SETTINGS, "DATABASE_URL": str(database.url)}
+    with hosted("query", settings) as one:
+        one.main.tokens.put(KnownTokens())
+        yield one
+
+
+@pytest.fixture
+def without_record(redis_url: str, log: Log) -> Iterator[Hosted]:
+    """The same, and nobody listens where the database should be."""
+    with hosted("query", {**SETTINGS, "REDIS_URL": redis_url}) as one:
         one.main.tokens.put(KnownTokens())
         yield one
 
@@ -110,10 +170,8 @@ def test_bad_page_is_400(query: Hosted, values: str) -> None:
     assert response.get_json(force=True)["errors"][0]["field"] == values.partition("=")[0]
 
 
-def test_subscore_is_shown_only_where_scores_have_one(query: Hosted, redis_url: str) -> None:
-    client = connect(redis_url)
-    keeper = Keeper(RedisBoard(client, TOMBSTONE_KEY), RedisDirectory(client))
-    keeper.apply(U, [wagered(6, "alice", 300, tournament_id=U)])
+def test_subscore_is_shown_only_where_scores_have_one(query: Hosted, log: Log) -> None:
+    log.say(U, [wagered(6, "alice", 300, tournament_id=U)])
     rows = _get(query, "/v1/tournaments/t2/standings")["standings"]
     assert rows == [{"rank": 1, "player_id": "alice", "display_name": "al***ce", "score": 300}]
 
@@ -211,21 +269,8 @@ def test_unknown_tournament_is_404(query: Hosted, path: str) -> None:
         assert response.status_code == 404
 
 
-@pytest.mark.parametrize("path", OPEN_TO_PLAYERS[1:] + OF_ALICE)
-def test_board_that_is_gone_is_503_and_not_empty(query: Hosted, redis_url: str, path: str) -> None:
-    client = connect(redis_url)
-    for key in client.scan_iter(match="{t1}*"):
-        client.delete(key)
-    response = query.client.get(path, headers=ALICE)
-    assert response.status_code == 503
-    assert response.content_type == "application/problem+json"
-    assert response.headers["Retry-After"]
-
-
-def test_ended_tournament_is_still_read(query: Hosted, redis_url: str) -> None:
-    client = connect(redis_url)
-    keeper = Keeper(RedisBoard(client, TOMBSTONE_KEY), RedisDirectory(client))
-    keeper.apply(T, [ended(500)])
+def test_ended_tournament_is_still_read(query: Hosted, log: Log) -> None:
+    log.say(T, [ended(500)])
     assert _get(query, "/v1/tournaments/t1")["state"] == "ended"
     assert [t["tournament_id"] for t in _get(query, "/v1/tournaments?state=ended")["tournaments"]]
     assert _get(query, "/v1/tournaments/t1/standings")["sequence"] == 500
@@ -238,15 +283,116 @@ def test_reads_are_only_reads(query: Hosted) -> None:
         assert response.headers["Allow"] == "GET, HEAD"
 
 
-def test_redis_away_is_503_and_not_ready() -> None:
+# --- board and record ----------------------------------------------------------------------------
+
+OF_BOARDS = ["/standings?limit=5&after_rank=48", "/players/alice", "/players/alice/around"]
+
+
+@pytest.mark.parametrize("path", ["", *OF_BOARDS])
+def test_record_answers_as_the_board_did_when_it_is_gone(
+    query: Hosted, log: Log, path: str
+) -> None:
+    url = f"/v1/tournaments/t1{path}"
+    before = _get(query, url, ALICE)
+    log.lose_board(T)
+    response = query.client.get(url, headers=ALICE)
+    assert response.status_code == 200
+    assert response.headers["ETag"] == '"129"'
+    assert response.get_json() == (before if path == "" else before | {"source": "record"})
+    again = query.client.get(url, headers={**ALICE, "If-None-Match": '"129"'})
+    assert (again.status_code, again.data) == (304, b"")
+
+
+def test_store_that_was_emptied_makes_no_tournament_unknown(query: Hosted, log: Log) -> None:
+    before = _get(query, "/v1/tournaments")
+    log.lose_store()
+    assert _get(query, "/v1/tournaments") == before
+    assert _get(query, "/v1/tournaments/t1/standings")["source"] == "record"
+    assert query.client.get("/v1/tournaments/nowhere", headers=STAFF).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["", *OF_BOARDS])
+def test_redis_away_is_answered_by_the_record(
+    query: Hosted, without_redis: Hosted, path: str
+) -> None:
+    expected = _get(query, f"/v1/tournaments/t1{path}", ALICE)
+    told = _get(without_redis, f"/v1/tournaments/t1{path}", ALICE)
+    assert told == (expected if path == "" else expected | {"source": "record"})
+    assert _get(without_redis, "/v1/tournaments") == _get(query, "/v1/tournaments")
+    # The record alone can't say that there is no such tournament: it may not have come so far.
+    response = without_redis.client.get("/v1/tournaments/nowhere", headers=STAFF)
+    assert response.status_code == 503
+
+
+def test_record_away_costs_nothing_that_boards_can_tell(
+    query: Hosted, without_record: Hosted, log: Log
+) -> None:
+    for path in ["", *(f"/t1{path}" for path in ["", *OF_BOARDS])]:
+        url = f"/v1/tournaments{path}"
+        assert _get(without_record, url, ALICE) == _get(query, url, ALICE)
+    log.lose_board(T)
+    response = without_record.client.get("/v1/tournaments/t1", headers=STAFF)
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+
+
+def test_past_tournament_is_read_when_its_board_has_gone(query: Hosted, log: Log) -> None:
+    log.say(T, [ended(500)])
+    before = {path: _get(query, f"/v1/tournaments/t1{path}", ALICE) for path in ["", *OF_BOARDS]}
+    listed = _get(query, "/v1/tournaments?state=ended")
+    assert [one["tournament_id"] for one in listed["tournaments"]] == ["t1"]
+    log.lose_board(T)
+    RedisDirectory(log._redis).remove(T)
+    assert _get(query, "/v1/tournaments?state=ended") == listed
+    for path, told in before.items():
+        now = _get(query, f"/v1/tournaments/t1{path}", ALICE)
+        assert now == (told if path == "" else told | {"source": "record"})
+
+
+def test_board_that_lost_its_tail_is_not_shown(query: Hosted, log: Log) -> None:
+    """The record was two seconds further than the board is now."""
+    path = "/v1/tournaments/t1/standings?limit=1"
+    assert _get(query, path)["source"] == "board"
+    log.record(T, [scored(300, "winner", 5000)])
+    deadline = time.monotonic() + 10
+    while (told := _get(query, path))["source"] == "board":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert told["sequence"] == 300
+    assert told["standings"][0]["player_id"] == "winner"
+    keeper = Keeper(RedisBoard(log._redis, TOMBSTONE_KEY), RedisDirectory(log._redis))
+    keeper.apply(T, [scored(300, "winner", 5000)])
+    assert _get(query, path) == told | {"source": "board"}
+
+
+def test_both_away_is_503_and_not_ready() -> None:
     with hosted("query") as one:
         one.main.tokens.put(KnownTokens())
-        response = one.client.get("/v1/tournaments/t1", headers=STAFF)
-        assert response.status_code == 503
-        assert response.headers["Retry-After"] == "1"
+        for path in ("", "/t1", "/t1/standings", "/t1/players/alice", "/t1/players/alice/around"):
+            response = one.client.get(f"/v1/tournaments{path}", headers=STAFF)
+            assert response.status_code == 503
+            assert response.content_type == "application/problem+json"
+            assert response.headers["Retry-After"] == "1"
         ready = one.client.get("/readyz")
         assert (ready.status_code, ready.get_json()["ready"]) == (503, False)
         assert one.client.get("/healthz").status_code == 200
+
+
+def test_one_of_the_two_is_enough_to_be_ready(
+    without_redis: Hosted, without_record: Hosted
+) -> None:
+    for one in (without_redis, without_record):
+        assert one.client.get("/readyz").status_code == 200
+
+
+def test_database_without_the_schema_counts_as_away(
+    redis_url: str, log: Log, tmp_path: Path
+) -> None:
+    settings = {**SETTINGS, "REDIS_URL": redis_url, "DATABASE_URL": f"sqlite:///{tmp_path}/new"}
+    with hosted("query", settings) as one:
+        one.main.tokens.put(KnownTokens())
+        assert _get(one, "/v1/tournaments/t1/standings")["source"] == "board"
+        assert len(_get(one, "/v1/tournaments")["tournaments"]) == 2
+        assert one.client.get("/v1/tournaments/nowhere", headers=STAFF).status_code == 503
 
 
 def test_function_describes_itself(query: Hosted) -> None:
@@ -268,6 +414,8 @@ def test_function_describes_itself(query: Hosted) -> None:
     [
         ("REDIS_URL", None),
         ("REDIS_URL", "http://127.0.0.1"),
+        ("DATABASE_URL", None),
+        ("DATABASE_URL", "mysql://127.0.0.1/x"),
         ("JWKS_URL", None),
         ("JWT_ISSUER", None),
         ("ALLOWED_ORIGINS", "play.example"),

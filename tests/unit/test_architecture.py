@@ -13,6 +13,8 @@ PACKAGE = ROOT / "shared/leaderboard"
 CORE = {"model", "scoring", "ranking", "terms", "fold", "events", "codec", "schemas", "ports"}
 CORE |= {"errors", "frames", "audit", "partitioning", "dead_letters"}
 LEAVES = {"settings", "telemetry"}
+JOINING = {"guard", "reads", "rebuild"}
+"""What several functions make of several ports; they know no adapter."""
 CORE_LIBRARIES = {"pydantic", "pydantic_core", "sortedcontainers"}
 NO_CORE = {"os", "socket", "subprocess", "threading", "asyncio", "time", "random", "secrets"}
 NO_CORE |= {"logging", "tempfile", "urllib.request", "http"}
@@ -86,6 +88,13 @@ def test_adapters_know_the_core_and_each_other_only(path: Path) -> None:
     assert not foreign(path) & FRAMEWORKS
 
 
+@pytest.mark.parametrize("name", sorted(JOINING))
+def test_what_joins_ports_knows_no_adapter(name: str) -> None:
+    path = PACKAGE / f"{name}.py"
+    assert ours(path) <= CORE | LEAVES | JOINING
+    assert not foreign(path) & (FRAMEWORKS | DRIVERS)
+
+
 @pytest.mark.parametrize("path", in_folder("hosts"), ids=name_of)
 def test_hosts_know_no_adapter(path: Path) -> None:
     assert ours(path) <= CORE | LEAVES | {"hosts"}
@@ -96,7 +105,7 @@ def test_hosts_know_no_adapter(path: Path) -> None:
 def test_functions_import_no_framework_and_no_driver(path: Path) -> None:
     """Hosts bring the framework, adapters the drivers; `flask` only as the type of a request."""
     assert not foreign(path) & (FRAMEWORKS - {"flask"} | DRIVERS)
-    assert ours(path) <= CORE | LEAVES | {"adapters", "hosts"}
+    assert ours(path) <= CORE | LEAVES | JOINING | {"adapters", "hosts"}
 
 
 @pytest.mark.parametrize("path", in_folder("producer"), ids=name_of)
