@@ -38,12 +38,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from leaderboard import events as ev  # noqa: E402
+from leaderboard.adapters import sql_migrations  # noqa: E402
 from leaderboard.adapters.memory_board import MemoryBoard  # noqa: E402
 from leaderboard.adapters.redis_board import RedisBoard  # noqa: E402
 from leaderboard.adapters.redis_client import connect  # noqa: E402
 from leaderboard.codec import decode_kafka, encode_kafka  # noqa: E402
 from leaderboard.fold import LogEntry  # noqa: E402
 from leaderboard.model import Offset, TournamentId  # noqa: E402
+from leaderboard.settings import DatabaseSettings, load  # noqa: E402
 from leaderboard.stack.process import Process, free_port  # noqa: E402
 from leaderboard.stack.servers import KafkaServer, RedisServer, redis_program  # noqa: E402
 from leaderboard.stack.topics import create_topics  # noqa: E402
@@ -119,11 +121,11 @@ class Log:
         )
         self.entries: list[LogEntry] = []
 
-    def write(self, events: Sequence[ev.Event]) -> None:
+    def write(self, events: Sequence[ev.Event], topic: str = ev.WAGERS) -> None:
         for event in events:
-            record = encode_kafka(event, ev.WAGERS)
+            record = encode_kafka(event, topic)
             self._producer.produce(
-                ev.WAGERS, value=record.value, key=record.key, headers=list(record.headers)
+                topic, value=record.value, key=record.key, headers=list(record.headers)
             )
             self.entries.append(LogEntry(Offset(len(self.entries)), START_MS, event))
         assert self._producer.flush(120) == 0
@@ -160,10 +162,13 @@ def ours(servers: Servers, folder: Path, seed: int, wagers: int) -> dict[str, ob
     log.write([schedule()])
     log.write([wager(p, chance.randint(1, 10_000), next(numbers)) for p in range(PLAYERS)])
     log.write([wager(p, chance.randint(1, 1000), next(numbers)) for p in zipf(chance, wagers)])
+    database = load(DatabaseSettings, {"DATABASE_URL": f"sqlite:///{folder / 'record.db'}"}).url
+    sql_migrations.upgrade(database)
     environ = {
         **os.environ,
         "KAFKA_BOOTSTRAP_SERVERS": servers.kafka.bootstrap_servers,
         "REDIS_URL": servers.redis.url,
+        "DATABASE_URL": database,
         "TOMBSTONE_KEY": TOMBSTONE_KEY.decode(),
         "HOST": "127.0.0.1",
         "PORT": str(free_port()),
