@@ -6,7 +6,8 @@ import { Connection } from "./socket.js";
 import { Newest, distanceIn, rowOf, scoreFormat, spanTold } from "./standing.js";
 
 const OWN_EVERY_MS = 10_000;
-const AROUND_EVERY_MS = 10_000;
+/** Whoever missed a frame is level again within 5 s. */
+const AROUND_EVERY_MS = 4_500;
 const AROUND_APART_MS = 3_000;
 const QUIET_EVERY_MS = 20_000;
 const AROUND_RADIUS = 5;
@@ -56,7 +57,7 @@ export class Session {
         onConnection(state, why);
       },
       onOpen: () => this.#readAll(),
-      onSilent: () => this.#readStandings(),
+      onSilent: () => this.#readAll(),
       onFrame: (frame) => this.#frame(frame),
       isDue: () => this.#tournament.state === "running",
     });

@@ -4,6 +4,10 @@ const FIRST_WAIT_MS = 250;
 const LONGEST_WAIT_MS = 5_000;
 const OPEN_WITHIN_MS = 10_000;
 const SETTLED_AFTER_MS = 3_000;
+/** A frame is due every 5 s; so long without one, and what it would have told is read instead. */
+const QUIET_AFTER_MS = 6_000;
+const READ_AGAIN_MS = 5_000;
+/** A reconnection costs the server more than reads: who is away for a moment gets them first. */
 const SILENT_AFTER_MS = 15_000;
 const OFFLINE_AFTER_FAILURES = 5;
 const CLOCKS_DIFFER_MS = 3_000;
@@ -16,8 +20,9 @@ const WORTH_ANOTHER_TRY = new Set([401, 408, 425, 429]);
  * `onState(state, why)`: `connecting`, `live`, `reconnecting`, `offline` (still trying),
  * `replaced` (another window of this player connected; waits for `start`), `refused` (the server
  * said no for good, `why` is its ApiError; waits for `start`). `onOpen()`: a socket has opened:
- * read everything again. `onFrame(frame)`: one parsed message. `onSilent()`: the socket was open
- * and dead; it is being replaced. `isDue()`: whether a live server sends a frame every 5 s now.
+ * read everything again. `onFrame(frame)`: one parsed message. `onSilent()`: frames are missing on
+ * an open socket: read what they would have told. `isDue()`: whether a live server sends a frame
+ * every 5 s now.
  */
 export class Connection {
   #api;
@@ -29,6 +34,7 @@ export class Connection {
   #openedOnce = false;
   #failures = 0;
   #lastHeardMs = 0;
+  #silentReadMs = 0;
   /** Grows with every attempt, so that an answer to an abandoned one is known as such. */
   #attempt = 0;
   #retry = 0;
@@ -181,12 +187,17 @@ export class Connection {
   /** Once a second: renew before the token ends, and notice a socket that is dead but open. */
   #check() {
     if (!this.#socket || this.#state !== "live") return;
-    if (this.#listener.isDue() && Date.now() - this.#lastHeardMs > SILENT_AFTER_MS) {
+    const nowMs = Date.now();
+    const silentMs = this.#listener.isDue() ? nowMs - this.#lastHeardMs : 0;
+    if (silentMs > QUIET_AFTER_MS && nowMs - this.#silentReadMs > READ_AGAIN_MS) {
+      this.#silentReadMs = nowMs;
+      this.#listener.onSilent();
+    }
+    if (silentMs > SILENT_AFTER_MS) {
       this.#leave();
       this.#tell("reconnecting");
-      this.#listener.onSilent();
       this.#connect();
-    } else if (Date.now() >= this.#way.renewAtMs && !this.#connecting && !this.#failures) {
+    } else if (nowMs >= this.#way.renewAtMs && !this.#connecting && !this.#failures) {
       // The old socket stays until the new one is open: no gap. If that fails, it is tried again
       // with waits, and at the latest when the server closes the old one.
       this.#connect();
