@@ -155,6 +155,14 @@ class TornFeed:
         self.countdown.step()
 
 
+@cache
+def empty_record() -> sa.Engine:
+    """An empty record, the same for all tests of this module: nothing here writes to it."""
+    engine = connect_database("sqlite:///:memory:")
+    tables.metadata.create_all(engine)
+    return engine
+
+
 @dataclass
 class Ports:
     """What a process of on-wager leaves behind when it dies."""
@@ -163,16 +171,8 @@ class Ports:
     directory: Directory
     progress: Progress
     feed: TornFeed = field(default_factory=TornFeed)
-    engine: sa.Engine = field(default_factory=lambda: empty_record())
+    engine: sa.Engine = field(default_factory=empty_record)
     """Of the record: one that has read nothing of the log yet."""
-
-
-@cache
-def empty_record() -> sa.Engine:
-    """An empty record, the same for all tests of this module: nothing here writes to it."""
-    engine = connect_database("sqlite:///:memory:")
-    tables.metadata.create_all(engine)
-    return engine
 
 
 def memory_ports() -> Ports:
@@ -296,7 +296,8 @@ def maker(
         given = on_wager.main.Ports(
             board, directory, progress, ports.feed, RestoredErasures(), record, snapshots
         )
-        return (of or on_wager.main.OnWager)(given)
+        losses = (of or on_wager.main.Losses)(given)
+        return on_wager.main.OnWager(given, losses)
 
     return make
 
@@ -495,7 +496,7 @@ def test_what_the_store_lost_at_its_end_is_read_again(
 def test_a_tournament_new_to_the_process_is_not_taken_for_one_that_never_was(
     on_wager: Hosted, client: redis.Redis
 ) -> None:
-    assert lost_while_unknown(on_wager, client, on_wager.main.OnWager) == {}
+    assert lost_while_unknown(on_wager, client, on_wager.main.Losses) == {}
 
 
 def lost_while_unknown(on_wager: Hosted, client: redis.Redis, of: type) -> dict[int, str]:
@@ -605,7 +606,7 @@ def test_board_that_was_let_go_is_not_missed(on_wager: Hosted, client: redis.Red
 def test_without_the_witness_of_each_board_a_board_that_fell_back_alone_stays_wrong(
     on_wager: Hosted, client: redis.Redis
 ) -> None:
-    blind = type("Blind", (on_wager.main.OnWager,), {"_lost": lambda *_: {}})
+    blind = type("Blind", (on_wager.main.Losses,), {"_lost": lambda *_: {}})
     entries = mixed_log(3)
     expected = undisturbed(on_wager, entries)
     reader, ports = with_one_board_behind(on_wager, client, entries, blind)
@@ -668,11 +669,11 @@ def test_without_the_script_comparing_offsets_a_crash_shows(
     assert not all(endings)
 
 
-def forgetful(self: Any, assignment: Assignment) -> Offset | None:
-    """`assigned` that knows of no board."""
-    start: Offset | None = type(self).__mro__[1].assigned(self, assignment)  # type: ignore[attr-defined]
-    self._owned[assignment.place].applied.clear()
-    return start
+def forgetful(self: Any, assignment: Assignment) -> tuple[Any, Offset | None]:
+    """`take_over` that knows of no board."""
+    owned, start = type(self).__mro__[1].take_over(self, assignment)  # type: ignore[attr-defined]
+    owned.applied.clear()
+    return owned, start
 
 
 def test_without_the_witness_a_lost_board_is_taken_for_one_that_never_was(
@@ -680,8 +681,8 @@ def test_without_the_witness_a_lost_board_is_taken_for_one_that_never_was(
 ) -> None:
     blind = type(
         "Blind",
-        (on_wager.main.OnWager,),
-        {"_check_witness": lambda *_: None, "_lost": lambda *_: {}, "assigned": forgetful},
+        (on_wager.main.Losses,),
+        {"check_witness": lambda *_: None, "_lost": lambda *_: {}, "take_over": forgetful},
     )
     assert lost_while_unknown(on_wager, client, blind) == {3: "unknown_tournament"}
 
@@ -689,13 +690,12 @@ def test_without_the_witness_a_lost_board_is_taken_for_one_that_never_was(
 def test_without_asking_all_boards_where_they_stand_a_cut_batch_shows(
     on_wager: Hosted, client: redis.Redis
 ) -> None:
-    def only_one_boards_word(self: Any, place: Place) -> ReplayError:
-        owned = self._owned[place]
+    def only_one_boards_word(self: Any, owned: Any) -> ReplayError:
         view = self._board.top(next(iter(owned.applied)), 1)
-        self._owned[place] = type(owned)(owned.log_id, owned.low, None)
-        return ReplayError(None if view is None else Offset(view.sequence + 1), place)
+        owned.begin_again(None, {}, owned.low)
+        return ReplayError(None if view is None else Offset(view.sequence + 1), owned.place)
 
-    hasty = type("Hasty", (on_wager.main.OnWager,), {"_behind": only_one_boards_word})
+    hasty = type("Hasty", (on_wager.main.Losses,), {"replay": only_one_boards_word})
     entries = mixed_log(1)
     expected = undisturbed(on_wager, entries)
     chance, endings = random.Random(1), []
