@@ -3,6 +3,7 @@ are compiled and read, no server of it was ever asked."""
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 import time
@@ -445,6 +446,39 @@ def test_sql_server_locks_rows_and_passes_by_locked_ones() -> None:
     text = compiled(lanes_module.locked(sa.select(tables.LANE.c.lane), tables.LANE))
     assert "FROM leaderboard_outbox_lanes WITH (UPDLOCK, ROWLOCK, READPAST)" in text
     assert "FOR UPDATE" not in text
+
+
+def test_every_statement_of_a_relay_says_on_sql_server_what_it_locks(tmp_path: Path) -> None:
+    """The statements that a relay has really made, on SQLite, said in the other dialect."""
+    made: list[Any] = []
+    with fresh_sqlite(tmp_path) as outbox:
+        with outbox.engine.begin() as connection:
+            put(connection, scored("e1", "t1", "p1"))
+            put(connection, scored("bad", "t1", "p1"))
+        outbox.execute("UPDATE leaderboard_outbox SET time = 'x' WHERE event_id = 'bad'")
+        sa.event.listen(outbox.engine, "before_execute", lambda *given: made.append(given[1]))
+        one, two = relay_lanes(outbox, keep_ms=-1), relay_lanes(outbox, "two")
+        one.register()
+        one.turn([])
+        assert one.anything_waits()
+        two.register()
+        # The batch again, now as one that was numbered before; then lanes given back.
+        one.turn(one.turn([]))
+        one.renew()
+        assert one.prune() == 1
+        lanes_module.listed(outbox.engine, waiting=True, limit=5)
+        backlog(outbox.engine)
+        one.leave()
+    texts = {compiled(statement) for statement in made if not isinstance(statement, str)}
+    kinds = [text.partition(" ")[0] for text in texts]
+    assert {"SELECT", "INSERT", "UPDATE", "DELETE"} == set(kinds)
+    for text in texts:
+        if "leaderboard_outbox " in text:
+            assert re.search(r"leaderboard_outbox WITH \(ROWLOCK(, READPAST)?\)", text), text
+        if "FROM leaderboard_outbox_lanes" in text:
+            assert "WITH (UPDLOCK, ROWLOCK, READPAST)" in text
+        assert "LIMIT" not in text
+        assert "CURRENT_TIMESTAMP" not in text
 
 
 def test_sql_server_gets_its_own_clock_marks_and_index() -> None:

@@ -530,11 +530,11 @@ def test_second_relay_of_a_name_ends_with_a_clear_error(
         settings = {
             "DATABASE_URL": outbox.url,
             "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
-            "RELAY_NAME": "one",
             "RELAY_LEASE_SECONDS": "1",
+            "HOST": LOOPBACK,
         }
         wait_for(lambda: bool(named(outbox)), 30)
-        done = run_relay(settings)
+        done = command(["relay", "--name", "one"], tmp_path, {**settings, "PORT": "0"})
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1] == (
             "error: a relay named 'one' is running: give this one another name (RELAY_NAME)"

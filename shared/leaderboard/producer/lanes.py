@@ -44,6 +44,7 @@ DAY_MS: Final = 24 * 3600 * 1000
 CHUNK: Final = 1000
 """Parameters in one statement: SQL Server takes 2,100."""
 
+_ROWS: Final = "WITH (ROWLOCK)"
 _PAST: Final = "WITH (ROWLOCK, READPAST)"
 _LOCKING: Final = "WITH (UPDLOCK, ROWLOCK, READPAST)"
 """SQL Server's FOR UPDATE SKIP LOCKED, as hints of the table."""
@@ -230,14 +231,15 @@ class Lanes:
     def _mark_sent(self, connection: sa.Connection, positions: Sequence[int], now: int) -> None:
         for chunk in _chunks(positions):
             mark = sa.update(OUTBOX).where(self._among(chunk)).values(sent_at_ms=now)
-            connection.execute(mark.with_hint("WITH (ROWLOCK)", dialect_name="mssql"))
+            connection.execute(mark.with_hint(_ROWS, dialect_name="mssql"))
 
     def _resume(self, connection: sa.Connection, lanes: Sequence[_Lane]) -> list[Batch]:
         """Batches that were numbered before: by this relay, or by one that did not finish."""
         positions = [position for one in lanes for position in one.batch]
         rows: dict[int, Any] = {}
         for chunk in _chunks(positions):
-            found = connection.execute(sa.select(OUTBOX).where(self._among(chunk)))
+            numbered = sa.select(OUTBOX).where(self._among(chunk))
+            found = connection.execute(numbered.with_hint(OUTBOX, _ROWS, "mssql"))
             rows.update((row["position"], row) for row in found.mappings())
         batches = []
         for one in lanes:
@@ -286,7 +288,8 @@ class Lanes:
             return record_of(row, number if self._numbered else None)
         except RefusedError as error:
             aside = sa.update(OUTBOX).where(OUTBOX.c.position == row["position"])
-            connection.execute(aside.values(refused=str(error)[:1000]))
+            aside = aside.values(refused=str(error)[:1000])
+            connection.execute(aside.with_hint(_ROWS, dialect_name="mssql"))
             return None
 
     def _keep(self, connection: sa.Connection, lanes: Collection[_Lane]) -> None:
@@ -320,10 +323,12 @@ class Lanes:
             sent = OUTBOX.c.sent_at_ms.is_not(None), OUTBOX.c.lane.in_(self.owned)
             # Not "the oldest that are old enough": to find none of those means to read them all.
             oldest = sa.select(OUTBOX.c.position, OUTBOX.c.sent_at_ms).where(*sent)
+            oldest = oldest.with_hint(OUTBOX, _PAST, "mssql")
             found = connection.execute(oldest.order_by(OUTBOX.c.position).limit(limit)).all()
             old = [row.position for row in found if row.sent_at_ms < now - self._keep_ms]
             for chunk in _chunks(old):
-                connection.execute(sa.delete(OUTBOX).where(self._among(chunk)))
+                gone = sa.delete(OUTBOX).where(self._among(chunk))
+                connection.execute(gone.with_hint(_ROWS, dialect_name="mssql"))
             connection.execute(sa.delete(RELAY).where(RELAY.c.alive_until_ms < now - DAY_MS))
         return len(old)
 
@@ -332,7 +337,9 @@ def backlog(engine: sa.Engine) -> Backlog:
     """What is in the outbox of all lanes. Reads an index entry for each row that waits."""
     oldest = sa.func.min(OUTBOX.c.written_at_ms)
     waiting = sa.select(sa.func.count(), now_ms(), oldest).select_from(OUTBOX).where(_waits())
+    waiting = waiting.with_hint(OUTBOX, _PAST, "mssql")
     refused = sa.select(sa.func.count()).select_from(OUTBOX).where(OUTBOX.c.refused.is_not(None))
+    refused = refused.with_hint(OUTBOX, _PAST, "mssql")
     with reading(engine).connect() as connection:
         count, now, written = connection.execute(waiting).one()
         age = max(now - written, 0) if written is not None else 0
@@ -345,6 +352,7 @@ def listed(engine: sa.Engine, *, waiting: bool, limit: int) -> Sequence[sa.Row[A
     if waiting:
         wanted = sa.or_(wanted, OUTBOX.c.sent_at_ms.is_(None))
     statement = sa.select(OUTBOX).where(wanted).order_by(OUTBOX.c.position).limit(limit)
+    statement = statement.with_hint(OUTBOX, _PAST, "mssql")
     with reading(engine).connect() as connection:
         return connection.execute(statement).all()
 
