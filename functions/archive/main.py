@@ -354,7 +354,7 @@ class OwnLetters:
             self._sink.send(own)
 
 
-def main() -> None:
+def consume() -> None:
     """Run the Kafka host until it is told to stop."""
     kafka, consumer = load(KafkaSettings, os.environ), load(ArchiveSettings, os.environ)
     redis, tombstones = load(RedisSettings, os.environ), load(TombstoneSettings, os.environ)
@@ -377,7 +377,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        consume()
     except SettingsError as error:
         print(f"{NAME}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
