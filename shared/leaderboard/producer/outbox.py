@@ -41,6 +41,7 @@ _IN_COLUMNS: Final = {
     "ce_traceparent": "traceparent",
 }
 _NOT_KEPT: Final = {"ce_specversion", "ce_partitionkey", "content-type"}
+_CONTENT_TYPE: Final = ("content-type", JSON_TYPE.encode())
 _DRIVERS: Final = {
     "psycopg": ("postgresql", "format"),
     "psycopg2": ("postgresql", "format"),
@@ -92,24 +93,28 @@ def record_of(row: Mapping[str, Any], number: int | None) -> Record:
 
     Equal to what the codec writes for the event. Raises RefusedError for a row that no receiver
     could read (written by other means than `put`, or changed since)."""
-    texts = [
-        ("ce_specversion", row["specversion"]),
-        ("ce_id", row["event_id"]),
-        ("ce_source", row["source"]),
-        ("ce_type", row["type"]),
-        ("ce_time", row["time"]),
-        ("ce_subject", row["subject"]),
-        ("ce_partitionkey", row["tournament_id"]),
-        ("ce_sequence", None if number is None else str(number)),
-        ("ce_traceparent", row["traceparent"]),
-        *((f"ce_{name}", text) for name, text in _extensions(row["extensions"])),
-        ("content-type", JSON_TYPE),
-    ]
     key = row["tournament_id"]
     try:
-        headers = tuple((name, text.encode()) for name, text in texts if text is not None)
-        value = row["data"].encode()
-        record = Record(row["topic"], None if key is None else key.encode(), value, headers)
+        headers: list[tuple[str, bytes | None]] = [
+            ("ce_specversion", row["specversion"].encode()),
+            ("ce_id", row["event_id"].encode()),
+            ("ce_source", row["source"].encode()),
+            ("ce_type", row["type"].encode()),
+            ("ce_time", row["time"].encode()),
+        ]
+        if (subject := row["subject"]) is not None:
+            headers.append(("ce_subject", subject.encode()))
+        raw_key = None if key is None else key.encode()
+        if raw_key is not None:
+            headers.append(("ce_partitionkey", raw_key))
+        if number is not None:
+            headers.append(("ce_sequence", b"%d" % number))
+        if (trace := row["traceparent"]) is not None:
+            headers.append(("ce_traceparent", trace.encode()))
+        if (extensions := row["extensions"]) is not None:
+            headers += [(f"ce_{name}", text.encode()) for name, text in _read(extensions)]
+        headers.append(_CONTENT_TYPE)
+        record = Record(row["topic"], raw_key, row["data"].encode(), tuple(headers))
     except (UnicodeEncodeError, AttributeError):
         raise RefusedError(Refusal.SCHEMA, "the row holds something that is no text") from None
     _check(record)
@@ -126,9 +131,8 @@ def _check(record: Record) -> None:
         raise RefusedError(Refusal.WRONG_KEY, "the row's tournament is not that of its data")
 
 
-def _extensions(text: str | None) -> list[tuple[str, str]]:
-    if text is None:
-        return []
+def _read(text: str) -> list[tuple[str, str]]:
+    """Extensions as they are kept."""
     try:
         found = json.loads(text)
     except ValueError:
