@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Final
 
 import redis
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
+from redis.retry import Retry
 
 from leaderboard.stack.process import LOOPBACK, POLL_SECONDS, StackError, free_port
 from leaderboard.stack.servers import RedisServer
@@ -183,7 +185,9 @@ def seen_from(ports: Iterable[int]) -> list[Node]:
     """The nodes of a cluster as the first of these that answers sees them. Raises StackError."""
     for port in ports:
         try:
-            with redis.Redis(LOOPBACK, port, socket_timeout=1, protocol=2) as client:
+            # Once: the next one will know, should this one hang.
+            once = Retry(NoBackoff(), 0)
+            with redis.Redis(LOOPBACK, port, socket_timeout=0.5, retry=once, protocol=2) as client:
                 return _parsed(ask(client, "CLUSTER", "NODES"))
         except redis.RedisError:
             continue
