@@ -22,6 +22,7 @@ from leaderboard.fold import LogEntry
 from leaderboard.model import TournamentId
 from leaderboard.ports import Board, Directory, Summary
 from logs import LOG, TOMBSTONE_KEY
+from records import RecordedLog
 
 FUNCTIONS = Path(__file__).parents[1] / "functions"
 
@@ -84,12 +85,17 @@ def check_description(one: Hosted, paths: set[str]) -> None:
 
 
 class Keeper:
-    """What `on-wager` does to boards and directory, without a broker: see `MemoryFeed`."""
+    """What `on-wager` does to boards and directory, and `archive` to the record where one is given,
+    without a broker: see `MemoryFeed`."""
 
-    def __init__(self, board: Board, directory: Directory) -> None:
+    def __init__(
+        self, board: Board, directory: Directory, recorded: RecordedLog | None = None
+    ) -> None:
         self._board = board
         self._directory = directory
+        self._recorded = recorded
         self.is_away = False
+        self.archive_is_away = False
 
     def __call__(self, topic: str, entry: LogEntry) -> None:
         """Apply one entry of `wagers`."""
@@ -102,3 +108,5 @@ class Keeper:
         applied = self._board.apply(tournament_id, LOG, None, entries, None)
         if applied.terms is not None and applied.terms_changed:
             self._directory.put(Summary(tournament_id, applied.terms))
+        if self._recorded is not None and not self.archive_is_away:
+            self._recorded.take(tournament_id, entries)

@@ -181,3 +181,16 @@ def assert_equal(oracle: Oracle, record: SqlRecord, log: Sequence[LogEntry]) -> 
         for player in players:
             assert record.around(name, player, 2) == board.around(name, player, 2)
         assert record.player(name, players[0]) == board.player(name, players[0])
+
+
+class RecordedLog:
+    """Takes in entries of many tournaments, as if each were alone in its partition."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._fold = fold_of(engine)
+        self._partitions: dict[TournamentId, int] = {}
+
+    def take(self, tournament_id: TournamentId, entries: Sequence[LogEntry]) -> None:
+        """Entries of one tournament, in order; what was taken in before has no effect."""
+        partition = self._partitions.setdefault(tournament_id, len(self._partitions))
+        take(self._fold, entries, partition=partition)

@@ -24,7 +24,7 @@ from leaderboard.adapters.jwks_tokens import JwksTokens
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import BRIEF, RedisClient, check, connect
 from leaderboard.adapters.redis_directory import RedisDirectory
-from leaderboard.errors import ForbiddenError, NotFoundError, TransientError
+from leaderboard.errors import ForbiddenError, NotFoundError
 from leaderboard.events import Rules, format_time_ms
 from leaderboard.hosts.files import StaticFiles, matches
 from leaderboard.hosts.first_use import FirstUse
@@ -331,19 +331,11 @@ reads = FirstUse(lambda: Reads(_board, lambda: RedisDirectory(_client()), _recor
 tokens: FirstUse[Tokens] = FirstUse(lambda: JwksTokens(_token_settings))
 
 
-def one_answers() -> None:
-    """Raises TransientError when neither board nor record can be read: either is enough."""
-    try:
-        check(_client())
-    except TransientError:
-        reads().check_record()
-
-
 app = HttpApp(
     "query",
     routes(reads, load_or_exit(PageSettings, os.environ)),
     tokens=tokens,
-    ready={"redis or database": one_answers},
+    ready={"redis or database": lambda: reads().check(lambda: check(_client()))},
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )
 

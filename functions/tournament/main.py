@@ -3,7 +3,9 @@
 An operator's request is first put to the fold, with the terms as they stand: what would not
 count is refused here, with the same reasons. Then the event is published, and the answer waits a
 moment for the board to show it, so that callers read their own writes. The log decides, not this
-function: between question and event others may have written.
+function: between question and event others may have written. The terms come from the record where
+there is no board: a tournament long over is refused as such, and one whose board is being made
+anew can still be ended.
 
 A timer event makes it write the starts and ends that are due, under ids that are the same from
 every replica, so that only the first of them counts.
@@ -23,10 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from leaderboard import events as ev
 from leaderboard import telemetry
+from leaderboard.adapters import sql_engine, sql_reading
 from leaderboard.adapters.jwks_tokens import JwksTokens
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.redis_board import RedisBoard
-from leaderboard.adapters.redis_client import RedisClient, check, connect
+from leaderboard.adapters.redis_client import BRIEF, RedisClient, check, connect
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.codec import decode_kafka, encode_kafka
 from leaderboard.errors import NotFoundError, Refusal, TransientError
@@ -34,8 +37,10 @@ from leaderboard.fold import LogEntry, Terms, decide, event_key
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import Answer, Call, HttpApp, ProblemError, Route
 from leaderboard.model import Disposition, Offset, State, TournamentId
-from leaderboard.ports import Board, Directory, Feed, Outgoing, Summary, Tokens
+from leaderboard.ports import Feed, Outgoing, Summary, Tokens
+from leaderboard.reads import Reads
 from leaderboard.settings import (
+    DatabaseSettings,
     KafkaSettings,
     OriginSettings,
     RedisSettings,
@@ -57,8 +62,7 @@ OPERATORS: Final = frozenset({"operator", "service"})
 class Ports:
     """Where terms are read and events are written."""
 
-    board: Board
-    directory: Directory
+    reads: Reads
     feed: Feed
 
 
@@ -171,12 +175,9 @@ def _write(call: Call, ports: Ports, data: ev.Data) -> Written:
 
 
 def _terms(tournament_id: TournamentId, ports: Ports) -> Terms | None:
-    view = ports.board.top(tournament_id, 1)
-    if view is not None:
-        return view.terms
-    if ports.directory.find(tournament_id) is not None:
-        raise ProblemError(503, "The board of this tournament is being restored; try again.")
-    return None
+    """As board or record have them; None where both know no such tournament."""
+    seen = ports.reads.top(tournament_id, 1)
+    return None if seen is None else seen.view.terms
 
 
 def _check(event: ev.Event, terms: Terms | None) -> None:
@@ -214,11 +215,11 @@ def _wait_until_shown(ports: Ports, tournament_id: TournamentId, offset: Offset)
     pause_seconds = 0.01
     while time.monotonic() < deadline:
         try:
-            view = ports.board.top(tournament_id, 1)
-            if view is not None and view.sequence >= offset:
+            seen = ports.reads.top(tournament_id, 1)
+            if seen is not None and seen.view.sequence >= offset:
                 # Where it was this event, or a later one, that made the terms: also the list.
-                made = view.terms.revision >= offset
-                if not made or _listed(ports, tournament_id, view.terms.revision):
+                revision = seen.view.terms.revision
+                if revision < offset or _listed(ports, tournament_id, revision):
                     return
         except TransientError:
             pass  # whoever reads next will tell
@@ -227,10 +228,8 @@ def _wait_until_shown(ports: Ports, tournament_id: TournamentId, offset: Offset)
 
 
 def _listed(ports: Ports, tournament_id: TournamentId, revision: int) -> bool:
-    return any(
-        one.tournament_id == tournament_id and one.terms.revision >= revision
-        for one in ports.directory.all()
-    )
+    found = ports.reads.find(tournament_id)
+    return found is not None and found.terms.revision >= revision
 
 
 # --- timer -------------------------------------------------------------------------------------
@@ -258,7 +257,7 @@ class Timer:
         recent = {i: at for i, at in self._written.items() if now - at < WRITE_AGAIN_SECONDS}
         due = [
             event
-            for one in ports.directory.all()
+            for one in ports.reads.all()
             for event in self._due(one, now_ms)
             if event.id not in recent
         ]
@@ -332,14 +331,20 @@ def routes(ports: Callable[[], Ports], timer: TimerSettings) -> list[Route]:
 
 telemetry.log_json()
 _redis_settings = load_or_exit(RedisSettings, os.environ)
+_database_settings = load_or_exit(DatabaseSettings, os.environ)
 _token_settings = load_or_exit(TokenSettings, os.environ)
 _kafka_settings = load_or_exit(KafkaSettings, os.environ)
-_client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url))
+_client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url, BRIEF))
+_engine = FirstUse(lambda: sql_engine.connect(_database_settings.url))
 _feed: FirstUse[KafkaFeed] = FirstUse(
     lambda: KafkaFeed(_kafka_settings, timeout_seconds=ACKNOWLEDGED_WITHIN_SECONDS)
 )
+# Each on its own: either of them may be away when this process starts.
 # Reading needs no tombstones, so this function does not get the key to them.
-ports = FirstUse(lambda: Ports(RedisBoard(_client(), b""), RedisDirectory(_client()), _feed()))
+_board = FirstUse(lambda: RedisBoard(_client(), b""))
+_record = FirstUse(lambda: sql_reading.opened(_engine()))
+_reads = FirstUse(lambda: Reads(_board, lambda: RedisDirectory(_client()), _record))
+ports = FirstUse(lambda: Ports(_reads(), _feed()))
 tokens: FirstUse[Tokens] = FirstUse(lambda: JwksTokens(_token_settings))
 
 
@@ -347,7 +352,10 @@ app = HttpApp(
     "tournament",
     routes(ports, load_or_exit(TimerSettings, os.environ)),
     tokens=tokens,
-    ready={"redis": lambda: check(_client()), "kafka": lambda: _feed().check()},
+    ready={
+        "redis or database": lambda: _reads().check(lambda: check(_client())),
+        "kafka": lambda: _feed().check(),
+    },
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )
 

@@ -152,6 +152,14 @@ class Reads(Tournaments):
         """Standings centred on the player; empty if they have none."""
         return self._read(tournament_id, lambda of: of.around(tournament_id, player_id, radius))
 
+    def check(self, redis: Callable[[], object]) -> None:
+        """Raises TransientError when neither `redis` (a check that raises) nor the record answers:
+        either of them is enough to go on with."""
+        try:
+            redis()
+        except TransientError:
+            self.check_record()
+
     def ask_record(self) -> None:
         """Ask the record how far it is with what was read lately. A thread does it each second."""
         self._floors.ask()

@@ -18,7 +18,7 @@ from leaderboard.fold import LogEntry
 from leaderboard.model import TournamentId
 from logs import END_MS, START_MS, TOMBSTONE_KEY, T, ended, joined, scheduled, scored, wagered
 from ports import KnownTokens
-from records import engine_of, fold_of, loaded, take
+from records import RecordedLog, engine_of, loaded
 
 ALICE = bearer("alice", "player")
 STAFF = bearer("op", "operator")
@@ -36,26 +36,18 @@ class Log:
     """What `on-wager` and `archive` do with the same log."""
 
     def __init__(self, redis_url: str, database: sa.Engine) -> None:
-        self._redis = connect(redis_url)
-        board, directory = RedisBoard(self._redis, TOMBSTONE_KEY), RedisDirectory(self._redis)
-        self._keeper = Keeper(board, directory)
-        self._fold = fold_of(database)
+        self.redis = connect(redis_url)
+        self.recorded = RecordedLog(database)
+        directory = RedisDirectory(self.redis)
+        self.keeper = Keeper(RedisBoard(self.redis, TOMBSTONE_KEY), directory, self.recorded)
 
     def say(self, tournament_id: TournamentId, entries: list[LogEntry]) -> None:
         """Both take it in."""
-        self._keeper.apply(tournament_id, entries)
-        self.record(tournament_id, entries)
-
-    def record(self, tournament_id: TournamentId, entries: list[LogEntry]) -> None:
-        """The record takes it in, before the board does."""
-        take(self._fold, entries, partition=[T, U].index(tournament_id))
+        self.keeper.apply(tournament_id, entries)
 
     def lose_board(self, tournament_id: TournamentId) -> None:
-        for key in self._redis.scan_iter(match=f"{{{tournament_id}}}*"):
-            self._redis.delete(key)
-
-    def lose_store(self) -> None:
-        self._redis.flushall()
+        for key in self.redis.scan_iter(match=f"{{{tournament_id}}}*"):
+            self.redis.delete(key)
 
 
 @pytest.fixture
@@ -305,7 +297,7 @@ def test_record_answers_as_the_board_did_when_it_is_gone(
 
 def test_store_that_was_emptied_makes_no_tournament_unknown(query: Hosted, log: Log) -> None:
     before = _get(query, "/v1/tournaments")
-    log.lose_store()
+    log.redis.flushall()
     assert _get(query, "/v1/tournaments") == before
     assert _get(query, "/v1/tournaments/t1/standings")["source"] == "record"
     assert query.client.get("/v1/tournaments/nowhere", headers=STAFF).status_code == 404
@@ -341,7 +333,7 @@ def test_past_tournament_is_read_when_its_board_has_gone(query: Hosted, log: Log
     listed = _get(query, "/v1/tournaments?state=ended")
     assert [one["tournament_id"] for one in listed["tournaments"]] == ["t1"]
     log.lose_board(T)
-    RedisDirectory(log._redis).remove(T)
+    RedisDirectory(log.redis).remove(T)
     assert _get(query, "/v1/tournaments?state=ended") == listed
     for path, told in before.items():
         now = _get(query, f"/v1/tournaments/t1{path}", ALICE)
@@ -352,15 +344,14 @@ def test_board_that_lost_its_tail_is_not_shown(query: Hosted, log: Log) -> None:
     """The record was two seconds further than the board is now."""
     path = "/v1/tournaments/t1/standings?limit=1"
     assert _get(query, path)["source"] == "board"
-    log.record(T, [scored(300, "winner", 5000)])
+    log.recorded.take(T, [scored(300, "winner", 5000)])
     deadline = time.monotonic() + 10
     while (told := _get(query, path))["source"] == "board":
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert told["sequence"] == 300
     assert told["standings"][0]["player_id"] == "winner"
-    keeper = Keeper(RedisBoard(log._redis, TOMBSTONE_KEY), RedisDirectory(log._redis))
-    keeper.apply(T, [scored(300, "winner", 5000)])
+    log.say(T, [scored(300, "winner", 5000)])
     assert _get(query, path) == told | {"source": "board"}
 
 

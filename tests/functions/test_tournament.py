@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +17,14 @@ from leaderboard import events as ev
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import RedisClient, connect
 from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.fold import LogEntry
 from leaderboard.model import Offset, TournamentId
+from leaderboard.ports import Board
+from leaderboard.reads import Reads
 from logs import TOMBSTONE_KEY, T, scheduled, scored
 from ports import Countdown, Interrupted, KnownTokens, MemoryFeed
+from records import RecordedLog, engine_of, loaded
 
 OPERATOR = bearer("olga", "operator")
 NOW_MS = int(time.time() * 1000)
@@ -34,6 +40,12 @@ class Stage:
     keeper: Keeper
     board: RedisBoard
     redis: RedisClient
+    record: SqlRecord
+
+    def reads(self, board: Board | None = None) -> Reads:
+        """Through this board, if one is given."""
+        chosen, directory = board or self.board, RedisDirectory(self.redis)
+        return Reads(lambda: chosen, lambda: directory, lambda: self.record)
 
     def post(self, path: str, body: Any = None, **headers: str) -> TestResponse:
         known = {**OPERATOR, **{name.replace("_", "-"): text for name, text in headers.items()}}
@@ -44,17 +56,22 @@ class Stage:
 
 
 @pytest.fixture
-def stage(redis_url: str) -> Iterator[Stage]:
+def stage(redis_url: str, tmp_path: Path) -> Iterator[Stage]:
     redis = connect(redis_url)
     redis.flushall()
     board, directory = RedisBoard(redis, TOMBSTONE_KEY), RedisDirectory(redis)
-    keeper = Keeper(board, directory)
-    feed = MemoryFeed(keeper)
-    with hosted("tournament", {**SETTINGS, "REDIS_URL": redis_url}) as one:
+    with ExitStack() as stack:
+        engine = stack.enter_context(engine_of(loaded(f"sqlite:///{tmp_path}/record.sqlite")))
+        keeper = Keeper(board, directory, RecordedLog(engine))
+        feed = MemoryFeed(keeper)
+        settings = {**SETTINGS, "REDIS_URL": redis_url, "DATABASE_URL": str(engine.url)}
+        one = stack.enter_context(hosted("tournament", settings))
+        record = SqlRecord(engine)
         one.main.tokens.put(KnownTokens())
-        one.main.ports.put(one.main.Ports(board, directory, feed))
         one.main.SHOWN_WITHIN_SECONDS = 0.5  # what never shows is waited for so long
-        yield Stage(one, feed, keeper, board, redis)
+        stage = Stage(one, feed, keeper, board, redis, record)
+        one.main.ports.put(one.main.Ports(stage.reads(), feed))
+        yield stage
 
 
 def _body(**changes: Any) -> dict[str, Any]:
@@ -272,13 +289,53 @@ def test_unknown_tournament_is_404(stage: Stage, path: str) -> None:
     assert stage.written() == []
 
 
-@pytest.mark.parametrize("path", BODIES)
-def test_board_that_is_away_is_503(stage: Stage, path: str) -> None:
-    stage.post("", _body())
+def _lose_board(stage: Stage) -> None:
     for key in stage.redis.scan_iter(match="{t1}*"):
         stage.redis.delete(key)
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_board_that_nobody_can_show_is_503(stage: Stage, path: str) -> None:
+    stage.keeper.archive_is_away = True
+    stage.post("", _body())
+    _lose_board(stage)
     assert stage.post(f"/t1/{path}", BODIES[path]).status_code == 503
     assert len(stage.written()) == 1
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_tournament_whose_board_was_lost_goes_on_as_the_record_has_it(
+    stage: Stage, path: str
+) -> None:
+    stage.post("", _body())
+    if path != "start":
+        stage.post("/t1/start")
+    before = len(stage.written())
+    stage.redis.flushall()
+    stage.keeper.is_away = True
+    assert stage.post(f"/t1/{path}", BODIES[path]).status_code == 202
+    assert len(stage.written()) == before + 1
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_tournament_that_only_the_record_knows_is_over_all_the_same(
+    stage: Stage, path: str
+) -> None:
+    stage.post("", _body())
+    stage.post("/t1/end")
+    stage.redis.flushall()
+    answer = stage.post(f"/t1/{path}", BODIES[path])
+    assert (answer.status_code, answer.get_json(force=True)["state"]) == (409, "ended")
+    assert stage.post("", _body()).status_code == 409
+    assert len(stage.written()) == 2
+
+
+def test_nobody_knows_while_redis_and_database_are_away() -> None:
+    with hosted("tournament") as one:
+        one.main.tokens.put(KnownTokens())
+        one.main.ports.put(one.main.Ports(one.main._reads(), MemoryFeed()))
+        answer = one.client.post("/v1/tournaments/t1/end", headers=bearer("op", "operator"))
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
 
 
 @pytest.mark.parametrize("path", ["", *(f"/t1/{path}" for path in BODIES)])
@@ -322,7 +379,7 @@ def test_kafka_that_does_not_acknowledge_is_503(stage: Stage) -> None:
     stage.post("", _body())
     main = stage.hosted.main
     feed = Interrupted(stage.feed, Countdown(1))
-    main.ports.put(main.Ports(stage.board, RedisDirectory(stage.redis), feed))
+    main.ports.put(main.Ports(stage.reads(), feed))
     assert stage.post("/t1/start").status_code == 503
     assert stage.post("/t1/start").status_code == 202
 
@@ -331,8 +388,8 @@ def test_board_that_goes_away_after_the_event_is_no_error(stage: Stage) -> None:
     stage.post("", _body())
     main = stage.hosted.main
     countdown = Countdown(3)  # the third step is the first look after publishing
-    board = Interrupted(stage.board, countdown)
-    main.ports.put(main.Ports(board, RedisDirectory(stage.redis), stage.feed))
+    board: Any = Interrupted(stage.board, countdown)
+    main.ports.put(main.Ports(stage.reads(board), stage.feed))
     assert stage.post("/t1/start").status_code == 202
     assert countdown.bit
 
@@ -402,7 +459,7 @@ def test_timer_tries_again_what_kafka_did_not_take(stage: Stage) -> None:
     stage.keeper.is_away = True
     main = stage.hosted.main
     feed = Interrupted(stage.feed, Countdown(1))
-    main.ports.put(main.Ports(stage.board, RedisDirectory(stage.redis), feed))
+    main.ports.put(main.Ports(stage.reads(), feed))
     assert _tick(stage) == 503
     assert _tick(stage) == 204
     assert [one.id for one in stage.written()] == ["runs/started"]
@@ -425,7 +482,12 @@ def test_function_describes_itself(stage: Stage) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("KAFKA_BOOTSTRAP_SERVERS", ""), ("END_GRACE_SECONDS", "-1"), ("REDIS_URL", "nowhere")],
+    [
+        ("KAFKA_BOOTSTRAP_SERVERS", ""),
+        ("END_GRACE_SECONDS", "-1"),
+        ("REDIS_URL", "nowhere"),
+        ("DATABASE_URL", "nowhere"),
+    ],
 )
 def test_wrong_setting_stops_the_start_and_is_named(
     name: str, value: str, capsys: pytest.CaptureFixture[str]

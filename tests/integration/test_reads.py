@@ -19,7 +19,6 @@ from typing import NamedTuple
 import httpx
 import pytest
 import redis
-import sqlalchemy as sa
 
 from hosting import FUNCTIONS, SETTINGS, Keeper
 from leaderboard.adapters.redis_board import RedisBoard
@@ -98,15 +97,15 @@ class Scene:
     url: str
     redis: RedisServer
     postgres: PostgresServer
-    engine: sa.Engine
     headers: dict[str, str]
+    client: httpx.Client
     log: list[LogEntry]
 
     def reader(self, path: str = BOARD) -> Reader:
         return Reader(self.url + path, self.headers)
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, headers=self.headers, timeout=20)
+        return self.client.get(self.url + path, headers=self.headers)
 
     def keeper(self) -> Keeper:
         client = connect(self.redis.url)
@@ -164,7 +163,8 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         headers = {"Authorization": f"Bearer {asked.json()['token']}"}
         log = [scheduled(0), joined(1, "p1", "One")]
         log += [scored(10 + i, f"p{i % 50}", 1 + i) for i in range(400)]
-        scene = Scene(url, store, database, engine, headers, log)
+        client = stack.enter_context(httpx.Client(timeout=20))
+        scene = Scene(url, store, database, headers, client, log)
         scene.keeper().apply(T, log)
         take(fold_of(engine), log)
         yield scene
