@@ -205,6 +205,12 @@ class ConsumerSettings(_Settings):
     """Of /healthz, /readyz and /metrics."""
 
 
+class ArchiveSettings(ConsumerSettings):
+    """Larger batches than elsewhere: a transaction costs the same for one input or thousands."""
+
+    batch_size: int = Field(5_000, alias="BATCH_SIZE", ge=1, le=10_000)
+
+
 class RedisSettings(_Settings):
     """Where the boards are: one server, or the seed list of a cluster (more than one host)."""
 
@@ -216,6 +222,22 @@ class DatabaseSettings(_Settings):
 
     url: Annotated[str, AfterValidator(_database)] = Field(alias="DATABASE_URL", repr=False)
     """As SQLAlchemy takes it, with the driver's name."""
+
+
+class RetentionSettings(_Settings):
+    """How long the record keeps what: a jurisdiction's policy, and other numbers of days."""
+
+    jurisdiction: Literal["default", "us-nj", "us-pa", "us-wv"] = Field(
+        "default", alias="JURISDICTION"
+    )
+    tournaments_days: int | None = Field(None, alias="RETENTION_TOURNAMENTS_DAYS", ge=1, le=36_525)
+    """After a tournament's end. None, here and below: as the policy says."""
+    connection_attempts_days: int | None = Field(
+        None, alias="RETENTION_CONNECTION_ATTEMPTS_DAYS", ge=1, le=36_525
+    )
+    dead_letters_days: int | None = Field(
+        None, alias="RETENTION_DEAD_LETTERS_DAYS", ge=1, le=36_525
+    )
 
 
 class RelaySettings(_Settings):
