@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
+from clusters import LostTail, StackCluster
 from leaderboard.stack.functions import FUNCTIONS
-from leaderboard.stack.process import StackError
-from leaderboard.stack.redis_cluster import Node, seen_from, slot_of
 from running import StackCommand, command, is_alive, wait_for
 from sockets import Players
 from whole_path import Path, schedule, unique, wager
@@ -34,31 +32,6 @@ def path(tmp_path_factory: pytest.TempPathFactory, players: Players) -> Iterator
         stack.stop()
 
 
-def nodes(path: Path) -> list[Node]:
-    seeds = path.settings["REDIS_URL"].removeprefix("redis://").split(",")
-    return seen_from([int(seed.rpartition(":")[2]) for seed in seeds])
-
-
-def holder(path: Path, tournament_id: str) -> Node | None:
-    """The primary of a tournament, None while there is none."""
-    try:
-        return next((n for n in nodes(path) if n.serves(slot_of(tournament_id))), None)
-    except StackError:
-        return None
-
-
-def has_moved(path: Path, tournament_id: str, before: Node) -> bool:
-    after = holder(path, tournament_id)
-    return after is not None and after.port != before.port
-
-
-def pid_of(path: Path, node: Node) -> int:
-    """Nodes are numbered as the seeds are."""
-    seeds = path.settings["REDIS_URL"].removeprefix("redis://").split(",")
-    number = [int(seed.rpartition(":")[2]) for seed in seeds].index(node.port) + 1
-    return int(path.stack.env()[f"PID_REDIS_{number}"])
-
-
 def is_ready(path: Path) -> bool:
     urls = [path.settings[f.url_setting] for f in FUNCTIONS if f.url_setting is not None]
     try:
@@ -71,7 +44,7 @@ def test_six_nodes_serve_all_slots(path: Path) -> None:
     env = path.stack.env()
     assert all(is_alive(int(env[f"PID_REDIS_{n}"])) for n in range(1, NODES + 1))
     assert "PID_REDIS" not in env
-    found = nodes(path)
+    found = StackCluster(path.stack.env).seen()
     assert len(found) == NODES
     assert sum(n.is_primary for n in found) == 3
     assert sum(last - first + 1 for n in found for first, last in n.slots) == 16_384
@@ -104,22 +77,25 @@ def test_a_wager_gets_to_a_socket_and_an_erasure_is_done(path: Path) -> None:
     assert path.ticket(tournament_id, player_id).status_code == 403
 
 
-def test_all_go_on_by_themselves_when_a_shard_changes_its_primary(path: Path) -> None:
+def test_all_go_on_by_themselves_when_a_shard_loses_its_tail(path: Path) -> None:
     """Its primary hangs: killed, the stack would have it back before anybody else is chosen."""
     tournament_id = unique("shard")
     entries = path.publish([schedule(tournament_id), wager(tournament_id, "early", 10)])
     path.reached(tournament_id, entries[-1].offset)
-    env, before = path.stack.env(), holder(path, tournament_id)
-    assert before is not None
-    pid = pid_of(path, before)
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        wait_for(lambda: has_moved(path, tournament_id, before), BACK_SECONDS)
-    finally:
-        os.kill(pid, signal.SIGCONT)
+    cluster, env = StackCluster(path.stack.env), path.stack.env()
+    fault = LostTail(cluster, tournament_id)
+    fault.cut()
+    entries = path.publish([wager(tournament_id, "lost", 15)])
+    path.reached(tournament_id, entries[-1].offset)
+    acknowledged, kept = fault.fail_over(signal.SIGSTOP)
+    assert kept < acknowledged, "nothing was lost"
     entries = path.publish([wager(tournament_id, "late", 20)])
     path.reached(tournament_id, entries[-1].offset, BACK_SECONDS)
-    assert [row["player_id"] for row in path.standings(tournament_id)] == ["late", "early"]
+    assert [row["player_id"] for row in path.standings(tournament_id)] == [
+        "late",
+        "lost",
+        "early",
+    ]
     wait_for(lambda: is_ready(path), BACK_SECONDS)
     assert path.stack.env() == env, "something had to be started again"
     socket = path.socket(tournament_id, "early")

@@ -148,17 +148,23 @@ def check(client: RedisClient) -> None:
         if not isinstance(client, RedisCluster):
             _ping(client)
             return
-        try:
-            _ping_primaries(client)
-        except _AWAY:
-            client.nodes_manager.initialize()
-            _ping_primaries(client)
+        silent = _silent(client)
+        if silent is not None:
+            client.nodes_manager.initialize(last_failed_node_name=silent.name)
+            if (still := _silent(client)) is not None:
+                raise RedisConnectionError(f"{still.name} does not answer")
 
 
-def _ping_primaries(client: RedisCluster) -> None:
+def _silent(client: RedisCluster) -> ClusterNode | None:
+    """The first primary that does not answer."""
     for node in client.get_primaries():  # type: ignore[no-untyped-call]
-        if node.redis_connection is not None:
-            _ping(node.redis_connection)
+        try:
+            if node.redis_connection is not None:
+                _ping(node.redis_connection)
+        except _AWAY:
+            found: ClusterNode = node
+            return found
+    return None
 
 
 def _ping(client: redis.Redis) -> None:

@@ -22,7 +22,7 @@ from leaderboard.stack.process import LOOPBACK, POLL_SECONDS, StackError, free_p
 from leaderboard.stack.servers import RedisServer
 
 SLOTS: Final = 16_384
-NODE_TIMEOUT_MS: Final = 1000
+NODE_TIMEOUT_MS: Final = 2000
 """A node that is silent for so long is down: then a replica is promoted, about as long again."""
 
 
@@ -123,10 +123,10 @@ class RedisCluster:
                 return self._server(node)
         raise StackError(f"no primary holds slot {slot}")
 
-    def replicas_of(self, primary: RedisServer) -> list[RedisServer]:
-        """Who follows this node, as far as it is not down."""
+    def replicas_of(self, port: int) -> list[RedisServer]:
+        """Who follows the node with this port, as far as it is not down."""
         seen = self.seen()
-        own = next(node.node_id for node in seen if node.port == primary.port)
+        own = next(node.node_id for node in seen if node.port == port)
         return [
             self._server(node)
             for node in seen
