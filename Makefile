@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 STACK_ARGS ?=
+TRIALS ?= 48
+SEED ?=
+ONLY ?=
 
 .PHONY: help
 help: ## List these targets.
@@ -27,6 +30,11 @@ stack: $(STAMP) kafka ## Local stack: real Kafka, Redis, PostgreSQL, nginx + Nch
 .PHONY: test
 test: check kafka connect ## Everything that CI runs, with real servers.
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: faults
+faults: $(STAMP) kafka ## Kill, cut, empty, fill: trials on a local stack (TRIALS=, SEED=, ONLY=).
+	@PYTHONPATH=tests $(BIN)/python -m faults --trials $(TRIALS) \
+		$(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only "$(ONLY)")
 
 .PHONY: check
 check: $(STAMP) ## Style, types, generated files: verifies, changes nothing.

@@ -43,9 +43,14 @@ class Function:
         ]  # fmt: skip
 
     def environ(self, settings: Mapping[str, str], port: int) -> dict[str, str]:
-        """This process's environment, the stack's settings, and what only this function needs."""
+        """This process's environment, the stack's settings, and what only this function needs.
+
+        `ON_WAGER__REDIS_URL` in the environment is REDIS_URL for this function alone: so something
+        can be put between one function and what it stands on."""
         kept = {name: text for name, text in os.environ.items() if name not in _NOT_PASSED_ON}
-        return {**kept, "THREADS": "16", **settings, "PORT": str(port)}
+        mark = f"{self.label}__"
+        own = {n.removeprefix(mark): text for n, text in os.environ.items() if n.startswith(mark)}
+        return {**kept, "THREADS": "16", **settings, **own, "PORT": str(port)}
 
 
 _NOT_PASSED_ON: Final = frozenset(

@@ -36,7 +36,9 @@ class LocalBackbone:
     ) -> None:
         self._logs, self._ports = logs, ports
         self._partitions = _partitions(os.environ)
-        self._kafka = KafkaServer(data / "kafka", port=ports["KAFKA_PORT"], heap="1g")
+        self._kafka = KafkaServer(
+            data / "kafka", port=ports["KAFKA_PORT"], heap="1g", link=_link(os.environ)
+        )
         self._kafka.process.log_path = logs / "kafka.log"
         self._redis = _redis(data / "redis", ports["REDIS_PORT"], redis_cluster)
         self._postgres = PostgresServer(data / "postgres", port=ports["POSTGRES_PORT"])
@@ -106,3 +108,14 @@ def _partitions(environ: Mapping[str, str]) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 1000:
         raise SettingsError(f"TOPIC_PARTITIONS: {text!r} is no number from 1 to 1000")
     return int(text)
+
+
+def _link(environ: Mapping[str, str]) -> tuple[int, int] | None:
+    """KAFKA_LINK, `port:advertised port`: see `KafkaServer`."""
+    text = environ.get("KAFKA_LINK")
+    if not text:
+        return None
+    listens, _, advertised = text.partition(":")
+    if not (listens.isdecimal() and advertised.isdecimal()):
+        raise SettingsError(f"KAFKA_LINK: {text!r} is not of the form 19092:19093")
+    return int(listens), int(advertised)

@@ -111,9 +111,9 @@ KAFKA_PROPERTIES: Final = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@{host}:{controller_port}
-listeners=BROKER://{host}:{port},CONTROLLER://{host}:{controller_port}
-advertised.listeners=BROKER://{host}:{port}
-listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=BROKER://{host}:{port},CONTROLLER://{host}:{controller_port}{link_listener}
+advertised.listeners=BROKER://{host}:{port}{link_advertised}
+listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,LINK:PLAINTEXT
 inter.broker.listener.name=BROKER
 controller.listener.names=CONTROLLER
 log.dirs={folder}
@@ -128,6 +128,8 @@ transaction.state.log.min.isr=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
+# Members say how long they may be silent: 6 s unless told otherwise, less where kills are tried.
+group.min.session.timeout.ms=1000
 message.max.bytes={max_message_bytes}
 replica.fetch.max.bytes={max_message_bytes}
 """
@@ -144,8 +146,12 @@ class KafkaServer:
         port: int = 0,
         setting: str = "KAFKA_PORT",
         heap: Literal["512m", "1g"] = "512m",
+        link: tuple[int, int] | None = None,
     ) -> None:
-        """Raises StackError without Java or the jars, PortTakenError naming `setting`."""
+        """`link`: a second port, and the one under which clients that come there are told to find
+        the broker: a program between the two may cut what it passes on.
+
+        Raises StackError without Java or the jars, PortTakenError naming `setting`."""
         java = shutil.which("java")
         if java is None:
             raise StackError(
@@ -153,6 +159,7 @@ class KafkaServer:
                 "openjdk-17-jre-headless)"
             )
         self.port = claim_port(port, setting)
+        self._link = link
         self._folder = folder
         self._config = folder / "server.properties"
         self._java = [java, "-cp", f"{kafka_jars()}/*"]
@@ -181,6 +188,7 @@ class KafkaServer:
     def launch(self) -> None:
         """Start without waiting, but for the formatting of a new storage (2 s)."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        listens, advertised = self._link or (0, 0)
         # The controller's port is nobody else's business, so it is any free one each time.
         self._config.write_text(
             KAFKA_PROPERTIES.format(
@@ -189,6 +197,8 @@ class KafkaServer:
                 controller_port=free_port(),
                 folder=self._folder / "data",
                 max_message_bytes=MAX_MESSAGE_BYTES,
+                link_listener=f",LINK://{LOOPBACK}:{listens}" if self._link else "",
+                link_advertised=f",LINK://{LOOPBACK}:{advertised}" if self._link else "",
             ),
             encoding="utf-8",
         )
