@@ -20,6 +20,7 @@ from leaderboard.adapters.sql_erasure import NOBODY, forget_attempts
 from leaderboard.adapters.sql_fold import SqlFold
 from leaderboard.adapters.sql_months import Months, month_of
 from leaderboard.adapters.sql_positions import position_of, take_position
+from leaderboard.dead_letters import Mark, read
 from leaderboard.fold import LogEntry, RemovalReason, Terms
 from leaderboard.model import (
     BOARD_KEPT_MS,
@@ -33,7 +34,7 @@ from leaderboard.model import (
     erased_name,
     tombstone,
 )
-from leaderboard.ports import Folded, Input, Ledger, PlayerRow
+from leaderboard.ports import Folded, Input, Ledger, LedgerPage, PlayerRow
 from leaderboard.ranking import sign_of
 
 _OVER: Final = (State.ENDED.value, State.CANCELLED.value)
@@ -210,9 +211,7 @@ class SqlArchive:
                 for row in connection.execute(statement)
             ]
 
-    def page(
-        self, tournament_id: TournamentId, after: int, limit: int
-    ) -> tuple[Offset, int | None, Sequence[PlayerRow]]:
+    def page(self, tournament_id: TournamentId, after: int, limit: int) -> LedgerPage:
         table = tables.tournaments
         with reading(self._engine) as connection:
             own = connection.execute(
@@ -235,12 +234,17 @@ class SqlArchive:
                 .order_by(_ROW.player_no)
                 .limit(limit)
             ).all()
+            last = found[-1].player_no if len(found) == limit else None
+            players = None
+            if last is None:
+                players = connection.execute(
+                    sa.select(sa.func.count()).where(_ROW.tournament_no == own.tournament_no)
+                ).scalar_one()
         rows = [
             PlayerRow(PlayerId(name), Score(sign * first, sign * second), Offset(reached))
             for _, name, first, second, reached in found
         ]
-        last = found[-1].player_no if len(found) == limit else None
-        return Offset(own.sequence), last, rows
+        return LedgerPage(Offset(own.sequence), rows, last, players)
 
     def confirm(self, tournament_id: TournamentId) -> int:
         table = tables.tournaments
@@ -295,7 +299,7 @@ def _letter(place: Place, record: ev.Record, month: int) -> tuple[Any, ...]:
     return (
         place.topic, place.partition, record.offset, month, record.timestamp_ms,
         _short(headers.get("dlq_reason"), 64), _short(key), _short(headers.get("ce_subject")),
-        json.dumps(headers), record.value, int("dlq_handled" in headers),
+        json.dumps(headers), record.value, int(isinstance(read(record), Mark)),
     )  # fmt: skip
 
 
