@@ -360,6 +360,9 @@ def test_game_goes_on_while_kafka_is_away_and_all_arrives_afterwards(
             assert readiness(relay)["database"] == "ready"
             wait_for(lambda: metrics(relay)["leaderboard_outbox_waiting"] >= 700, 15)
             assert metrics(relay)["leaderboard_outbox_oldest_seconds"] > 0
+            # It ends when it is asked to, whoever is away; the next one finds what it had.
+            assert relay.stop() == 0
+            relay.start()
         finally:
             broker.start()
         wait_for(lambda: all_sent(outbox), 60)
@@ -368,7 +371,7 @@ def test_game_goes_on_while_kafka_is_away_and_all_arrives_afterwards(
     # a commit takes on a machine with other work to do.
     middle = [sorted(game.seconds)[len(game.seconds) // 2] for game in (before, away)]
     assert middle[1] < max(3 * middle[0], 0.02)
-    assert sorted(away.seconds)[int(len(away.seconds) * 0.99)] < 0.5
+    assert sorted(away.seconds)[int(len(away.seconds) * 0.99)] < 1
     before.scores.update(away.scores)
     before.order.update(away.order)
     total = before.played.total() + away.played.total() + TOURNAMENTS
@@ -381,20 +384,19 @@ def test_record_that_kafka_refuses_is_overtaken_by_nothing(
     """What follows in the same tournament waits: with a higher number it would make the board
     take the refused one for a duplicate. Other tournaments go on."""
     schedule(outbox)
-    note = {"note": "n" * 20_000}
-    large = scored("1-large", "t0", "p1", 5)
-    large = large._replace(data=large.data.model_copy(update=note))
     relay = RelayProcess(tmp_path, outbox, broker.bootstrap_servers, "one")
     with contextlib.ExitStack() as stack:
         stack.callback(relay.kill)
         stack.callback(limit_records, broker, 4 * 1024 * 1024)
         relay.start()
         wait_for(lambda: all_sent(outbox), 60)
-        limit_records(broker, 10_000)
+        # The client sends a megabyte at once: that is refused, what is left after it is not.
+        limit_records(broker, 128_000)
         with psycopg.connect(outbox.url) as connection:
-            put(connection, scored("0-before", "t0", "p1"))
-            put(connection, large)
-            put(connection, scored("2-after", "t0", "p1"))
+            for index in range(42):
+                put(connection, large(f"1-{index}"))
+            for index in range(20):
+                put(connection, scored(f"2-{index}", "t0", "p1"))
         wait_for(lambda: "MSG_SIZE" in relay.log() or "too large" in relay.log(), 30)
         with psycopg.connect(outbox.url) as connection:
             for index in range(1, TOURNAMENTS):
@@ -408,7 +410,13 @@ def test_record_that_kafka_refuses_is_overtaken_by_nothing(
         assert relay.stop() == 0
     records = log.read()
     assert_numbers_go_up(records)
-    assert Boards(records).scores()["t0", "p1"] == 7
+    assert Boards(records).scores()["t0", "p1"] == 62
+
+
+def large(event_id: str) -> ev.Event:
+    """An event of 25 kB."""
+    event = scored(event_id, "t0", "p1")
+    return event._replace(data=event.data.model_copy(update={"note": "n" * 25_000}))
 
 
 def came(log: Log, start: str) -> int:

@@ -31,6 +31,8 @@ TURN_SECONDS: Final = 0.5
 BACKLOG_SECONDS: Final = 5.0
 FIRST_PAUSE_SECONDS: Final = 0.1
 LONGEST_PAUSE_SECONDS: Final = 5.0
+TOLD_SECONDS: Final = 10.0
+"""How often a wait for Kafka is told."""
 STUCK_SECONDS: Final = 120.0
 
 
@@ -49,7 +51,7 @@ class Relay:
         self._done: list[Batch] = []
         self._again = 0
         self._moved_at = self._renewed_at = time.monotonic()
-        self._turned_at = self._counted_at = self._pruned_at = 0.0
+        self._told_at = self._turned_at = self._counted_at = self._pruned_at = 0.0
 
     def stop(self) -> None:
         """End after what is being sent; safe in a signal handler."""
@@ -126,6 +128,7 @@ class Relay:
         return bool(self._lanes.owned) and self._lanes.anything_waits()
 
     def _send(self, batches: list[Batch]) -> None:
+        self._told_at = time.monotonic()
         failed = self._producer.send(batches, self._go_on)
         for batch in batches:
             if batch.lane not in failed:
@@ -146,6 +149,9 @@ class Relay:
     def _go_on(self) -> bool:
         """While Kafka is waited for: stay alive for the other relays."""
         self._moved_at = time.monotonic()
+        if self._moved_at > self._told_at + TOLD_SECONDS:
+            self._told_at = self._moved_at
+            logger.warning("Kafka acknowledges nothing; waiting")
         if self._moved_at > self._renewed_at + self._renew_seconds:
             # Also when it fails: to lose the lanes costs no more than sending twice.
             self._renewed_at = self._moved_at

@@ -43,7 +43,8 @@ class GaplessProducer:
             "reconnect.backoff.max.ms": 1000,
             "topic.metadata.refresh.interval.ms": 30_000,
             "delivery.report.only.error": True,
-            "log_level": 3,
+            # Each attempt to reach a broker that is away would be a line; the relay tells it once.
+            "log_level": 2,
         }
         self._producer: Producer | None = None
         self._failed: dict[int, str] = {}
