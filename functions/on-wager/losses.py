@@ -16,7 +16,8 @@ from typing import Final
 
 from leaderboard import telemetry
 from leaderboard.errors import BoardBehindError, Refusal, TransientError
-from leaderboard.fold import LogEntry, decide
+from leaderboard.events import TournamentScheduled
+from leaderboard.fold import LogEntry, Terms, decide
 from leaderboard.hosts.kafka import Assignment, ReplayError
 from leaderboard.model import Disposition, Offset, Place, TournamentId
 from leaderboard.ports import (
@@ -126,7 +127,7 @@ class Losses:
             start = restored.upto if restored.made or start < committed else committed
             owned.applied = {**owned.applied, **restored.boards}
             if start < low:
-                start = self._bridge(assignment, start)
+                start = owned.done = self._bridge(assignment, start)
         if start < committed:
             logger.warning(
                 "the boards are behind the group",
@@ -160,6 +161,26 @@ class Losses:
         if stands_at is None or stands_at < owned.advanced:
             raise self.replay(owned)
 
+    def instead_of_beginning(
+        self, owned: Owned, tournament_id: TournamentId, entries: Sequence[LogEntry]
+    ) -> BatchApplied | None:
+        """A schedule makes a board where none is, unless the record knows better: no silent fresh
+        start. None where it may; else what becomes of the events of a tournament that has been
+        over for long. Raises BoardBehindError where the board was lost.
+
+        While the record is away it may, too: new tournaments don't wait for a database."""
+        if not any(isinstance(entry.event.data, TournamentScheduled) for entry in entries):
+            return None
+        (stands_at,) = self._board.stands_at(owned.log_id, [tournament_id])
+        if stands_at is not None:
+            return None
+        try:
+            over = self._over_for_long(owned, tournament_id, entries)
+        except TransientError as error:
+            logger.warning("the record is away", extra=telemetry.fields(error=str(error)))
+            return None
+        return None if over is None else _of_the_record_alone(over, entries)
+
     def without_board(
         self,
         owned: Owned,
@@ -173,29 +194,35 @@ class Losses:
 
         Raises BoardBehindError for a lost one."""
         try:
-            known = self._record.find(tournament_id)
-            wants = known is not None and self._rebuild.wants_board(
-                owned.place.partition, tournament_id
-            )
+            over = self._over_for_long(owned, tournament_id, entries)
         except TransientError:
             if after is not None:
                 raise
             # The witness has spoken for the store, so it is most likely nobody's. Were it long
             # over, its dead letter would be one too many; to wait would stop everybody else.
             return applied
-        if known is None and after is None:
-            return applied
-        if known is None or wants:
+        if over is not None:
+            owned.applied.pop(tournament_id, None)
+            return _of_the_record_alone(over, entries)
+        if after is not None:
             raise BoardBehindError(tournament_id, None)
-        owned.applied.pop(tournament_id, None)
-        verdicts: list[Disposition | Refusal] = []
-        for entry in entries:
-            verdict = decide(known.terms, entry).verdict
-            # An action can only be an erasure here: the record does it.
-            if not isinstance(verdict, Disposition | Refusal):
-                verdict = Disposition.APPLIED
-            verdicts.append(verdict)
-        return BatchApplied(None, Offset(0), None, False, verdicts, ())
+        return applied
+
+    def _over_for_long(
+        self, owned: Owned, tournament_id: TournamentId, entries: Sequence[LogEntry]
+    ) -> Terms | None:
+        """The last terms of a tournament that wants no board any more; None where nobody has
+        scheduled it so far. The record may be further in the log than these entries.
+
+        Raises BoardBehindError where there should be a board."""
+        known = self._record.find(tournament_id)
+        if known is None or known.terms.created > entries[-1].offset:
+            return None
+        if not self._rebuild.wants_board(owned.place.partition, tournament_id):
+            return known.terms
+        if known.terms.created >= entries[0].offset:
+            return None
+        raise BoardBehindError(tournament_id, None)
 
     def replay(self, owned: Owned) -> ReplayError:
         """The store has lost writes: from where every board of the partition has to read again.
@@ -286,9 +313,16 @@ class Losses:
             try:
                 found = self._board.apply(tournament_id, owned.log_id, after, (), None)
             except BoardBehindError as behind:
-                if behind.stands_at is None and self._is_let_go(owned, tournament_id):
-                    del owned.applied[tournament_id]
-                    continue
+                if behind.stands_at is None:
+                    try:
+                        is_let_go = self._is_let_go(owned, tournament_id)
+                    except TransientError as error:
+                        # Nobody else's tournament waits for that: the next round asks again.
+                        logger.warning("not asked", extra=telemetry.fields(error=str(error)))
+                        continue
+                    if is_let_go:
+                        del owned.applied[tournament_id]
+                        continue
                 logger.warning(
                     "a quiet board has lost writes",
                     extra=telemetry.fields(tournament=tournament_id, stands_at=behind.stands_at),
@@ -302,6 +336,18 @@ class Losses:
         if self._record.find(tournament_id) is None:
             return False
         return not self._rebuild.wants_board(owned.place.partition, tournament_id)
+
+
+def _of_the_record_alone(terms: Terms, entries: Sequence[LogEntry]) -> BatchApplied:
+    """What becomes of events whose tournament has no board any more."""
+    verdicts: list[Disposition | Refusal] = []
+    for entry in entries:
+        verdict = decide(terms, entry).verdict
+        # An action can only be an erasure here: the record does it.
+        if not isinstance(verdict, Disposition | Refusal):
+            verdict = Disposition.APPLIED
+        verdicts.append(verdict)
+    return BatchApplied(None, Offset(0), None, False, verdicts, ())
 
 
 def _after(stood: Iterable[Offset | None]) -> Offset | None:

@@ -117,19 +117,7 @@ class OnWager:
     def _apply(
         self, owned: Owned, tournament_id: TournamentId, entries: Sequence[LogEntry]
     ) -> BatchApplied:
-        after = owned.applied.get(tournament_id)
-        if after is None:
-            self._losses.check_witness(owned)
-        try:
-            applied = self._board.apply(
-                tournament_id, owned.log_id, after, entries, owned.emitted.get(tournament_id)
-            )
-        except BoardBehindError as behind:
-            if behind.stands_at is not None:
-                raise
-            applied = BatchApplied(None, Offset(0), None, False, (), ())
-        if applied.terms is None:
-            applied = self._losses.without_board(owned, tournament_id, entries, applied, after)
+        applied = self._apply_to_board(owned, tournament_id, entries)
         if applied.terms is not None and applied.offset is not None:
             # Not by `terms_changed`: that is said once, and a process may die before the list.
             if owned.shown.get(tournament_id) != applied.terms.revision:
@@ -142,6 +130,27 @@ class OnWager:
                 erasure_id = entry.event.data.erasure_id
                 self._erasures.restore(erasure_id, tournament_id, entry.event.time_ms)
         return applied
+
+    def _apply_to_board(
+        self, owned: Owned, tournament_id: TournamentId, entries: Sequence[LogEntry]
+    ) -> BatchApplied:
+        after = owned.applied.get(tournament_id)
+        if after is None:
+            self._losses.check_witness(owned)
+            over = self._losses.instead_of_beginning(owned, tournament_id, entries)
+            if over is not None:
+                return over
+        try:
+            applied = self._board.apply(
+                tournament_id, owned.log_id, after, entries, owned.emitted.get(tournament_id)
+            )
+        except BoardBehindError as behind:
+            if behind.stands_at is not None:
+                raise
+            applied = BatchApplied(None, Offset(0), None, False, (), ())
+        if applied.terms is not None:
+            return applied
+        return self._losses.without_board(owned, tournament_id, entries, applied, after)
 
     def settle(self, batch: Batch) -> None:
         """Tell the boards how far they are, and remember what need not be emitted again.

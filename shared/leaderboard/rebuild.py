@@ -123,10 +123,19 @@ class Rebuild:
         publish: Callable[[Sequence[PositionChange]], None],
     ) -> Offset:
         """Apply what the log itself has dropped already, from `start` to below `end`, as the
-        record keeps it; how far that reaches."""
+        record keeps it; how far that reaches.
+
+        A tournament that has forgotten somebody is put in place as it stands there, and what
+        moved on the way is not told: the record can't say any more whom it moved."""
         reached = self._snapshots.reached(log_id, partition)
         until = min(end, reached or start)
+        wanted = self._snapshots.expected(partition, ANY, quiet_only=True)
         for tournament_id, entries in self._snapshots.entries(partition, start, until):
+            if tournament_id not in wanted:
+                continue  # over for long, and its board with it
+            if entries is None:
+                self.make(tournament_id, until)
+                continue
             applied = self._board.apply(tournament_id, log_id, None, entries, None)
             if applied.unconfirmed:
                 publish(applied.unconfirmed)

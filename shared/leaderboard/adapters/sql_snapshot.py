@@ -34,6 +34,8 @@ from leaderboard.ports import PlayerRow, Snapshot
 from leaderboard.ranking import sign_of
 
 CHUNK: Final = 5_000
+CLOCKS_DIFFER_MS: Final = 60_000
+"""The store that lets a board go has a clock of its own: so long before, none is wanted."""
 _OVER: Final = (State.ENDED.value, State.CANCELLED.value)
 _IN = tables.inputs.c
 _ROW = tables.standings.c
@@ -69,7 +71,7 @@ class SqlSnapshots:
         return sa.or_(
             table.state.not_in(_OVER),
             table.confirmed_at_ms.is_(None),
-            table.confirmed_at_ms > self._now_ms() - BOARD_KEPT_MS,
+            table.confirmed_at_ms > self._now_ms() - BOARD_KEPT_MS + CLOCKS_DIFFER_MS,
         )
 
     def expected(
@@ -113,15 +115,20 @@ class SqlSnapshots:
 
     def entries(
         self, partition: int, start: Offset, end: Offset
-    ) -> Iterator[tuple[TournamentId, Sequence[LogEntry]]]:
+    ) -> Iterator[tuple[TournamentId, Sequence[LogEntry] | None]]:
         table = tables.tournaments.c
+        has_erased = sa.exists().where(tables.erasures.c.tournament_no == table.tournament_no)
+        forgetful = sa.case((has_erased, 1), else_=0).label("forgetful")
         with reading(self._engine) as connection:
             named = connection.execute(
-                sa.select(table.tournament_no, table.tournament_id)
+                sa.select(table.tournament_no, table.tournament_id, forgetful)
                 .where(table.log_partition == partition, table.log_offset >= start)
                 .order_by(table.tournament_no)
             ).all()
-            for no, name in named:
+            for no, name, is_forgetful in named:
+                if is_forgetful:
+                    yield TournamentId(name), None
+                    continue
                 inputs = (
                     sa.select(tables.inputs)
                     .where(_IN.tournament_no == no, _IN.log_offset >= start, _IN.log_offset < end)
@@ -229,7 +236,7 @@ class _Past:
             .where(
                 _IN.tournament_no == self._no,
                 _IN.log_offset >= self._before,
-                _IN.touched.is_(True),
+                _IN.touched == sa.true(),
             )
             .subquery()
         )
