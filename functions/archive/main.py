@@ -21,8 +21,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from pydantic import Field
-
 from leaderboard import telemetry
 from leaderboard.adapters import sql_engine, sql_migrations
 from leaderboard.adapters.kafka_feed import KafkaFeed
@@ -45,10 +43,19 @@ from leaderboard.events import (
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, RecordSink, Refused
-from leaderboard.model import BOARD_KEPT_MS, Offset, Place, TournamentId
-from leaderboard.ports import Archive, Board, Directory, Input, Ledger, PlayerRow, Progress
+from leaderboard.model import BOARD_KEPT_MS, ERASED, Offset, Place, TournamentId
+from leaderboard.ports import (
+    Archive,
+    Board,
+    Directory,
+    Input,
+    Ledger,
+    LedgerPage,
+    PlayerRow,
+    Progress,
+)
 from leaderboard.settings import (
-    ConsumerSettings,
+    ArchiveSettings,
     DatabaseSettings,
     KafkaSettings,
     RedisSettings,
@@ -183,6 +190,8 @@ class _Pass:
     partition: int
     after: int = -1
     is_clean: bool = True
+    suspected: bool = False
+    """The piece differed, and is being looked at again."""
 
 
 class StandingCheck:
@@ -209,7 +218,6 @@ class StandingCheck:
         self._now_ms = now_ms
         self._next_at = -math.inf
         self._waiting: list[_Pass] = []
-        self._suspected = False
 
     def look(self, owned: dict[int, str]) -> float:
         """Compare the next piece, when it is time; the seconds until the next one."""
@@ -246,57 +254,55 @@ class StandingCheck:
     def _compare_piece(self, current: _Pass, log_id: str) -> float:
         ledger = current.ledger
         limit = FINAL_PIECE if ledger.is_over else LIVE_PIECE
-        sequence, last, rows = self._archive.page(ledger.tournament_id, current.after, limit)
-        found = self._board.rows(ledger.tournament_id, [row.player_id for row in rows])
+        page = self._archive.page(ledger.tournament_id, current.after, limit)
+        found = self._board.rows(ledger.tournament_id, [row.player_id for row in page.rows])
         if found is None:
             # Being rebuilt, or not there yet.
             self._waiting.pop(0)
             return LOOK_SECONDS
         board_sequence, theirs = found
         differing = sum(
-            differs(mine, other, sequence, board_sequence)
-            for mine, other in zip(rows, theirs, strict=True)
+            differs(mine, other, page.sequence, board_sequence)
+            for mine, other in zip(page.rows, theirs, strict=True)
         )
         if differing:
             current.is_clean = False
-            if not self._suspected:
-                self._suspected = True
+            if not current.suspected:
+                current.suspected = True
                 return FINAL_LOOK_SECONDS
-            telemetry.RECORD_DIFFERENCES.inc(differing)
-            logger.error(
-                "board and record differ",
-                extra=telemetry.fields(
-                    tournament=ledger.tournament_id,
-                    players=differing,
-                    board=board_sequence,
-                    record=sequence,
-                ),
-            )
-        self._suspected = False
-        telemetry.RECORD_COMPARED.inc(len(rows))
-        if board_sequence != sequence:
+            alarm("board and record differ", ledger, differing, board_sequence, page.sequence)
+        current.suspected = False
+        telemetry.RECORD_COMPARED.inc(len(page.rows))
+        if board_sequence != page.sequence:
             current.is_clean = False
-        if last is not None:
-            current.after = last
+        if page.last is not None:
+            current.after = page.last
             return FINAL_LOOK_SECONDS if ledger.is_over else LOOK_SECONDS
         self._waiting.pop(0)
-        if ledger.is_over and current.is_clean:
-            self._confirm(current, log_id, sequence)
+        if self._counts_agree(ledger, page) and ledger.is_over and current.is_clean:
+            self._confirm(current, log_id, page.sequence)
         return LOOK_SECONDS
 
+    def _counts_agree(self, ledger: Ledger, page: LedgerPage) -> bool:
+        """Every row of the record is on the board; with as many there, the two are equal. False
+        also where it can't be told, because one of the two is further."""
+        view = self._board.top(ledger.tournament_id, 1)
+        if view is None or view.sequence != page.sequence:
+            return False
+        if view.players == page.players:
+            return True
+        differing = abs(view.players - (page.players or 0))
+        alarm(
+            "board and record differ in the number of players",
+            ledger,
+            differing,
+            view.sequence,
+            page.sequence,
+        )
+        return False
+
     def _confirm(self, current: _Pass, log_id: str, sequence: Offset) -> None:
-        """Every row of the record is on the board; with as many there, the two are equal."""
         tournament_id = current.ledger.tournament_id
-        view = self._board.top(tournament_id, 1)
-        if view is None or view.sequence != sequence:
-            return
-        if view.players != current.ledger.players:
-            telemetry.RECORD_DIFFERENCES.inc()
-            logger.error(
-                "board and record differ in the number of players",
-                extra=telemetry.fields(tournament=tournament_id, board=view.players),
-            )
-            return
         at_ms = self._archive.confirm(tournament_id)
         logger.info("confirmed", extra=telemetry.fields(tournament=tournament_id))
         self._board.expire(tournament_id, sequence, at_ms + BOARD_KEPT_MS)
@@ -315,6 +321,17 @@ class StandingCheck:
             self._directory.remove(tournament_id)
 
 
+def alarm(what: str, ledger: Ledger, players: int, board: Offset, record: Offset) -> None:
+    """An operator has to know: one of the two witnesses is wrong."""
+    telemetry.RECORD_DIFFERENCES.inc(players)
+    logger.error(
+        what,
+        extra=telemetry.fields(
+            tournament=ledger.tournament_id, players=players, board=board, record=record
+        ),
+    )
+
+
 def differs(
     mine: PlayerRow, theirs: PlayerRow | None, sequence: Offset, board_sequence: Offset
 ) -> bool:
@@ -322,6 +339,9 @@ def differs(
 
     `sequence` is what the record has come to, `board_sequence` what the board has."""
     if theirs is None:
+        if board_sequence < sequence and mine.player_id.startswith(ERASED):
+            # Erased after the end: a board that has not come to that shows the player's name.
+            return False
         # A board that is further may have lost the player; one that is not has to have them.
         return board_sequence <= sequence and mine.reached <= board_sequence
     if mine.reached == theirs.reached:
@@ -333,12 +353,6 @@ def differs(
 
 
 # --- wiring --------------------------------------------------------------------------------------
-
-
-class ArchiveSettings(ConsumerSettings):
-    """Larger batches than elsewhere: a transaction costs the same for one input or thousands."""
-
-    batch_size: int = Field(5_000, alias="BATCH_SIZE", ge=1, le=10_000)
 
 
 class OwnLetters:

@@ -33,6 +33,8 @@ TOP_VISIBLE: Final = 100
 REMEMBERED_IDS: Final = 100_000
 """Applied event ids that a board surely remembers per tournament (at most twice as many)."""
 
+ERASED: Final = "erased-"
+"""What the names begin with under which erased players' rows stay on ended boards."""
 BOARD_KEPT_MS: Final = 24 * 3600 * 1000
 """A board goes so long after the record has confirmed its end; the record answers from then on."""
 
@@ -152,4 +154,4 @@ def tombstone(key: bytes, tournament_id: str, player_id: str) -> bytes:
 
 def erased_name(mark: bytes) -> PlayerId:
     """The name under which an erased player's row stays on an ended board."""
-    return PlayerId(f"erased-{mark[:6].hex()}")
+    return PlayerId(f"{ERASED}{mark[:6].hex()}")

@@ -250,6 +250,18 @@ class Ledger:
     """When record and board were found equal after the end; None: not yet."""
 
 
+@dataclass(frozen=True, slots=True)
+class LedgerPage:
+    """Some of a tournament's rows in the record, at one sequence."""
+
+    sequence: Offset
+    rows: Sequence[PlayerRow]
+    last: int | None
+    """What to go on behind; None: these were the last."""
+    players: int | None
+    """With the last rows: how many there are, counted."""
+
+
 class Archive(Protocol):
     """The record's writer. Each batch is one transaction with the offset that it reaches: what is
     given again is skipped, and of two owners of a partition one finds it taken.
@@ -287,11 +299,8 @@ class Archive(Protocol):
     def ledgers(self, partition: int) -> Sequence[Ledger]:
         """The tournaments of a partition of `wagers` that have a board, or had one lately."""
 
-    def page(
-        self, tournament_id: TournamentId, after: int, limit: int
-    ) -> tuple[Offset, int | None, Sequence[PlayerRow]]:
-        """The tournament's sequence, and rows in a fixed order: those behind `after` (-1: from
-        the start), and what to go on behind (None: these were the last)."""
+    def page(self, tournament_id: TournamentId, after: int, limit: int) -> LedgerPage:
+        """Rows in a fixed order: those behind `after` (-1: from the start)."""
 
     def confirm(self, tournament_id: TournamentId) -> int:
         """Put down that board and record were found equal after the end; when that was."""
@@ -325,9 +334,12 @@ class Snapshots(Protocol):
 
     def entries(
         self, partition: int, start: Offset, end: Offset
-    ) -> Iterator[tuple[TournamentId, Sequence[LogEntry]]]:
+    ) -> Iterator[tuple[TournamentId, Sequence[LogEntry] | None]]:
         """The log from `start` to below `end` as the record keeps it, in pieces of one
-        tournament each, in order within every tournament."""
+        tournament each, in order within every tournament.
+
+        None in place of entries for one that has erased somebody: nothing of that player is kept
+        under their name, so the fold of what is kept would be another one."""
 
 
 class Progress(Protocol):

@@ -26,7 +26,14 @@ if ARGV[2] == 'rows' then
   for from = 3, #ARGV, CHUNK do
     local found = redis.call('HMGET', ROWS, unpack(ARGV, from, math.min(from + CHUNK - 1, #ARGV)))
     for i = 1, #found do
-      rows[from + i - 3] = found[i] and unpacked_row(found[i], has_sub)
+      local player, row = ARGV[from + i - 1], found[i] and unpacked_row(found[i], has_sub)
+      if row then
+        -- What everybody sees is the order: a row that is not in it is no row.
+        local member = member_of(row, player, ascending, has_sub)
+        local score = redis.call('ZSCORE', RANKS, member)
+        row[1] = score and tonumber(score)
+      end
+      rows[from + i - 3] = row and row[1] and row
     end
   end
   return {meta[1], rows}
