@@ -6,10 +6,15 @@ event may be on its way) and to `gdpr-events`, close the player's sockets. Every
 repeated, with the same ids, so a request that broke off anywhere is completed by the same request
 again; that also finds tournaments that began meanwhile. A board is done when it has applied the
 erasure, and then only is it said.
+
+The record knows the player in tournaments whose boards went long ago, too: each of them is told.
+It is done when it has applied every erasure and names the player nowhere. While it is away nobody
+can say so, or whom to tell: then that is pending, and made good when the state is asked for.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +25,7 @@ from flask import Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from leaderboard import telemetry
+from leaderboard.adapters import sql_engine, sql_reading
 from leaderboard.adapters.jwks_tokens import JwksTokens
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.nchan_gateway import NchanGateway
@@ -28,9 +34,11 @@ from leaderboard.adapters.redis_client import RedisClient, check, connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
-from leaderboard.errors import NotFoundError
+from leaderboard.adapters.sql_snapshot import SqlSnapshots
+from leaderboard.errors import NotFoundError, TransientError
 from leaderboard.events import GDPR_EVENTS, WAGERS, Event, Id, PlayerErased, format_time_ms
 from leaderboard.frames import top_frame
+from leaderboard.guard import Guard
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import Answer, Call, HttpApp, Route
 from leaderboard.model import TOP_VISIBLE, PlayerId, State, TournamentId
@@ -44,9 +52,12 @@ from leaderboard.ports import (
     Feed,
     Gateway,
     Outgoing,
+    Record,
+    Snapshots,
     Tokens,
 )
 from leaderboard.settings import (
+    DatabaseSettings,
     GatewaySettings,
     KafkaSettings,
     OriginSettings,
@@ -60,18 +71,26 @@ SOURCE: Final = "/erase"
 PENDING: Final = "pending"
 DONE: Final = "done"
 OVER: Final = (State.ENDED, State.CANCELLED)
+LIVE: Final = (State.SCHEDULED, State.RUNNING)
 EVENTS_PLACE: Final = "gdpr-events"
 SOCKETS_PLACE: Final = "sockets"
+RECORD_PLACE: Final = "record"
+RECORD_SECONDS: Final = 5.0
+"""The longest that a question to the record takes."""
 ACKNOWLEDGED_WITHIN_SECONDS: Final = 10.0
 ROLES: Final = frozenset({"operator", "service"})
+logger = logging.getLogger("erase")
+_in_time = Guard("the record", seconds=RECORD_SECONDS, breaks=False)
 
 
 @dataclass(frozen=True)
 class Ports:
-    """Everywhere that knows a player."""
+    """Everywhere that knows a player. The record is made with each call until that works."""
 
     board: Board
     directory: Directory
+    record: Callable[[], Record]
+    snapshots: Callable[[], Snapshots]
     erasures: Erasures
     feed: Feed
     connections: Connections
@@ -91,7 +110,8 @@ class ErasureAccepted(BaseModel):
 
 
 class ErasureState(BaseModel):
-    """How far the erasure is. A place is `sockets`, `gdpr-events` or `board:<tournament>`."""
+    """How far the erasure is. A place is `sockets`, `gdpr-events`, `record` or
+    `board:<tournament>`."""
 
     erasure_id: str
     requested_at: str
@@ -114,7 +134,7 @@ def show_erasure(call: Call, ports: Ports) -> Answer:
     erasure = ports.erasures.find(call.path["erasure_id"])
     if erasure is None:
         raise NotFoundError("there is no such erasure")
-    erasure = _look_again(erasure, ports)
+    erasure = _made_good(erasure, ports)
     is_done = bool(erasure.places) and PENDING not in erasure.places.values()
     body = {
         "erasure_id": erasure.erasure_id,
@@ -129,24 +149,63 @@ def forget(player_id: PlayerId, ports: Ports) -> Erasure:
     """Do all of it, or what is left of it. Safe to repeat, wherever it broke off before."""
     erasure = ports.erasures.begin(player_id, _now_ms())
     erasure_id = erasure.erasure_id
-    listed = ports.directory.all()
-    shown = {one.tournament_id: _is_shown(one.tournament_id, player_id, ports) for one in listed}
+    recorded = _recorded(player_id, ports)
+    listed = {one.tournament_id: one.terms.state for one in ports.directory.all()}
+    if recorded is not None:
+        # A list that was emptied: the record knows who is still to come back.
+        listed = {**recorded.live, **listed}
+    shown = {t: _is_shown(t, player_id, ports) for t in listed}
     # A board that is away can't be asked: it is noted as pending, and asked next time. One that
     # is not over may show the player later, by an event that is on its way: it has to hear of it.
-    open_still = {one.tournament_id for one in listed if one.terms.state not in OVER}
+    open_still = {t for t, state in listed.items() if state not in OVER}
     noted = {_place(t): PENDING for t, is_in in shown.items() if is_in is not False}
     noted |= {_place(t): PENDING for t in open_still}
-    noted |= {EVENTS_PLACE: PENDING, SOCKETS_PLACE: PENDING}
+    noted |= dict.fromkeys((EVENTS_PLACE, SOCKETS_PLACE, RECORD_PLACE), PENDING)
     erasure = ports.erasures.mark(erasure_id, noted)
     if erasure.player_id is None:
         # The same request beside this one has just finished, and forgot whom it is about.
         erasure = ports.erasures.begin(player_id, _now_ms())
-    pending = {t for t in map(_tournament, _boards_pending(erasure)) if shown.get(t) is not None}
-    _publish(player_id, erasure, sorted(pending), ports)
-    for tournament_id in shown:
+    # Who has neither a board nor a record of it would only refuse the event.
+    told = {t for t in map(_tournament, _boards_pending(erasure)) if shown.get(t) is not None}
+    if recorded is not None:
+        told |= {t for t in recorded.live if _place(t) in _boards_pending(erasure)}
+        told |= recorded.knowing
+    _publish(player_id, erasure, sorted(told), ports)
+    for tournament_id in shown.keys() | told:
         _close_sockets(tournament_id, player_id, ports)
-    erasure = ports.erasures.mark(erasure_id, {EVENTS_PLACE: DONE, SOCKETS_PLACE: DONE})
+    done = {SOCKETS_PLACE: DONE}
+    if recorded is not None:
+        done[EVENTS_PLACE] = DONE  # else there may be tournaments that have to be told yet
+    erasure = ports.erasures.mark(erasure_id, done)
+    if recorded is None and erasure.places.get(EVENTS_PLACE) == DONE:
+        # Done by an earlier request, and it stays so: only who asks again can find what is new.
+        raise TransientError("the record is away, and may know more than the request before")
     return _look_again(erasure, ports)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What the record says of a player's tournaments."""
+
+    knowing: frozenset[TournamentId]
+    """Those that know the player, also past ones."""
+    live: Mapping[TournamentId, State]
+    """All that are not over."""
+
+
+def _recorded(player_id: PlayerId, ports: Ports) -> _Recorded | None:
+    """None while the record is away."""
+
+    def ask() -> _Recorded:
+        record = ports.record()
+        live = {one.tournament_id: one.terms.state for s in LIVE for one in record.all(s)}
+        return _Recorded(frozenset(record.tournaments_of(player_id)), live)
+
+    try:
+        return _in_time(ask)
+    except TransientError as error:
+        logger.warning("the record is away", extra=telemetry.fields(error=str(error)))
+        return None
 
 
 def _is_shown(tournament_id: TournamentId, player_id: PlayerId, ports: Ports) -> bool | None:
@@ -197,10 +256,22 @@ def _close_sockets(tournament_id: TournamentId, player_id: PlayerId, ports: Port
         ports.gateway.close(f"conn.{released}")
 
 
-def _look_again(erasure: Erasure, ports: Ports) -> Erasure:
-    """Mark the boards that no longer show the player; forget the id once nothing is pending."""
+def _made_good(erasure: Erasure, ports: Ports) -> Erasure:
+    """Look again; and where not everyone was told, since the record was away, tell them now."""
     player_id = erasure.player_id
-    if player_id is None or erasure.places.get(EVENTS_PLACE) != DONE:
+    is_whole = player_id is None or erasure.places.get(EVENTS_PLACE) != PENDING
+    try:
+        if player_id is not None and not is_whole and _recorded(player_id, ports) is not None:
+            return forget(player_id, ports)
+    except TransientError as error:
+        logger.warning("can't go on with it yet", extra=telemetry.fields(error=str(error)))
+    return _look_again(erasure, ports)
+
+
+def _look_again(erasure: Erasure, ports: Ports) -> Erasure:
+    """Mark the places that no longer show the player; forget the id once nothing is pending."""
+    player_id = erasure.player_id
+    if player_id is None:
         return erasure
     done: dict[str, str] = {}
     for place in _boards_pending(erasure):
@@ -208,7 +279,53 @@ def _look_again(erasure: Erasure, ports: Ports) -> Erasure:
         if ports.board.is_erased(tournament_id, player_id):
             _show_anew(tournament_id, ports)
             done[place] = DONE
+        elif _has_gone(tournament_id, erasure, ports):
+            done[place] = DONE
+    told_all = erasure.places.get(EVENTS_PLACE) == DONE
+    is_asked = told_all and erasure.places.get(RECORD_PLACE) == PENDING
+    if is_asked and _is_out_of_record(player_id, erasure, ports):
+        done[RECORD_PLACE] = DONE
     return ports.erasures.mark(erasure.erasure_id, done)
+
+
+def _has_gone(tournament_id: TournamentId, erasure: Erasure, ports: Ports) -> bool:
+    """Whether the board was let go after its end, and the record has the erasure instead."""
+    if ports.directory.find(tournament_id) is not None:
+        return False
+
+    def ask() -> bool:
+        known = ports.record().find(tournament_id)
+        is_over = known is not None and known.terms.state in OVER
+        return is_over and _is_applied(tournament_id, erasure, ports)
+
+    return _said_by_record(ask)
+
+
+def _is_out_of_record(player_id: PlayerId, erasure: Erasure, ports: Ports) -> bool:
+    """Whether the record names the player nowhere, and never will: events of theirs that it has
+    not read yet lie before the erasure in the log, so it has to have that of each tournament."""
+
+    def ask() -> bool:
+        if ports.record().tournaments_of(player_id):
+            return False
+        told = [_tournament(p) for p in erasure.places if p.startswith(BOARD_PLACE)]
+        return all(_is_applied(tournament_id, erasure, ports) for tournament_id in told)
+
+    return _said_by_record(ask)
+
+
+def _is_applied(tournament_id: TournamentId, erasure: Erasure, ports: Ports) -> bool:
+    applied = ports.snapshots().erasures(tournament_id)
+    return any(erasure_id == erasure.erasure_id for erasure_id, _ in applied)
+
+
+def _said_by_record(ask: Callable[[], bool]) -> bool:
+    """Never said by mistake: who is away says nothing."""
+    try:
+        return _in_time(ask)
+    except TransientError as error:
+        logger.warning("the record is away", extra=telemetry.fields(error=str(error)))
+        return False
 
 
 def _show_anew(tournament_id: TournamentId, ports: Ports) -> None:
@@ -263,11 +380,14 @@ def routes(ports: Callable[[], Ports]) -> list[Route]:
 
 telemetry.log_json()
 _redis_settings = load_or_exit(RedisSettings, os.environ)
+_database_settings = load_or_exit(DatabaseSettings, os.environ)
 _kafka_settings = load_or_exit(KafkaSettings, os.environ)
 _token_settings = load_or_exit(TokenSettings, os.environ)
 _gateway_settings = load_or_exit(GatewaySettings, os.environ)
 _tombstone_settings = load_or_exit(TombstoneSettings, os.environ)
 _client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url))
+_engine = FirstUse(lambda: sql_engine.connect(_database_settings.url))
+_record = FirstUse(lambda: sql_reading.opened(_engine()))
 _feed: FirstUse[KafkaFeed] = FirstUse(
     lambda: KafkaFeed(_kafka_settings, timeout_seconds=ACKNOWLEDGED_WITHIN_SECONDS)
 )
@@ -278,6 +398,8 @@ def _connected() -> Ports:
     return Ports(
         board=RedisBoard(client, key),
         directory=RedisDirectory(client),
+        record=_record,
+        snapshots=lambda: SqlSnapshots(_engine()),
         erasures=RedisErasures(client, key),
         feed=_feed(),
         connections=RedisConnections(client),

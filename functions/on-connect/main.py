@@ -5,7 +5,8 @@ reaches the gateway, which asks here before it upgrades; the answer, not the cli
 channels. One connection per player and tournament: the newest wins. A socket ends with the token
 that opened it.
 
-Each decision, also a refusal, is on the topic `connections` before it takes effect.
+Each decision, also a refusal, is on the topic `connections` before it takes effect. A tournament
+that the list has lost, or that is long over, is asked for in the record before it is unknown.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from flask import Request, Response
 from pydantic import BaseModel
 
 from leaderboard import telemetry
+from leaderboard.adapters import sql_engine, sql_reading
 from leaderboard.adapters.jwks_tokens import JwksTokens
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.nchan_gateway import NchanGateway
@@ -44,7 +46,6 @@ from leaderboard.hosts.http import ANY_ROLE, Answer, Call, HttpApp, Route
 from leaderboard.model import PlayerId, TournamentId, is_id
 from leaderboard.ports import (
     Connections,
-    Directory,
     Erasures,
     Feed,
     Gateway,
@@ -52,8 +53,10 @@ from leaderboard.ports import (
     Outgoing,
     Tokens,
 )
+from leaderboard.reads import Tournaments
 from leaderboard.settings import (
     ClientGatewaySettings,
+    DatabaseSettings,
     GatewaySettings,
     KafkaSettings,
     OriginSettings,
@@ -78,7 +81,7 @@ class Ports:
     """What the decisions need."""
 
     connections: Connections
-    directory: Directory
+    tournaments: Tournaments
     erasures: Erasures
     feed: Feed
     gateway: Gateway
@@ -111,7 +114,7 @@ def open_way(call: Call, ports: Ports) -> Answer:
     if ports.erasures.is_erased(player_id):
         attempt.record(ports, "player_erased")
         raise ForbiddenError("this player has been forgotten")
-    if ports.directory.find(tournament_id) is None:
+    if ports.tournaments.find(tournament_id) is None:
         attempt.player_id = player_id
         attempt.record(ports, "unknown_tournament")
         raise NotFoundError("there is no such tournament")
@@ -308,12 +311,15 @@ def _now_ms() -> int:
 
 telemetry.log_json()
 _redis_settings = load_or_exit(RedisSettings, os.environ)
+_database_settings = load_or_exit(DatabaseSettings, os.environ)
 _kafka_settings = load_or_exit(KafkaSettings, os.environ)
 _token_settings = load_or_exit(TokenSettings, os.environ)
 _tombstone_settings = load_or_exit(TombstoneSettings, os.environ)
 _gateway_settings = load_or_exit(GatewaySettings, os.environ)
 _client_settings = load_or_exit(ClientGatewaySettings, os.environ)
 _client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url))
+_engine = FirstUse(lambda: sql_engine.connect(_database_settings.url))
+_record = FirstUse(lambda: sql_reading.opened(_engine()))
 _feed = FirstUse(lambda: KafkaFeed(_kafka_settings, timeout_seconds=RECORD_SECONDS))
 _gateway = FirstUse(lambda: NchanGateway(_gateway_settings.publish_url))
 tokens: FirstUse[Tokens] = FirstUse(lambda: JwksTokens(_token_settings))
@@ -322,7 +328,7 @@ tokens: FirstUse[Tokens] = FirstUse(lambda: JwksTokens(_token_settings))
 def _make_ports() -> Ports:
     return Ports(
         connections=RedisConnections(_client()),
-        directory=RedisDirectory(_client()),
+        tournaments=Tournaments(lambda: RedisDirectory(_client()), _record),
         erasures=RedisErasures(_client(), _tombstone_settings.bytes()),
         feed=_feed(),
         gateway=_gateway(),

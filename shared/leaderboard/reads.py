@@ -2,12 +2,14 @@
 
 Boards answer first: they are fast, and ahead. The record answers where the board is away, missing
 or *behind*: below the sequence that the record had when it was asked at least two seconds ago. A
-board that is read is never shown older than that: where nobody can show it newer, it is not shown.
+board that is read is never shown older than that, nor older than the record was shown before: where
+nobody can show it newer, it is not shown.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -187,7 +189,7 @@ class Reads(Tournaments):
         return None
 
     def _seen(self, view: BoardView, source: Source) -> Seen:
-        self._floors.note(view.tournament_id)
+        self._floors.note(view.tournament_id, view.sequence if source is Source.RECORD else None)
         telemetry.READS.labels(source.value).inc()
         return Seen(view, source)
 
@@ -212,12 +214,19 @@ class _Floors:
         self._told: deque[tuple[float, Mapping[TournamentId, Offset]]] = deque()
         """What the record said and when it was asked, oldest first; only the first may be ripe."""
         self._floors: Mapping[TournamentId, Offset] = {}
+        self._ripe_at = -math.inf
+        """When the record was asked for those."""
+        self._shown: dict[TournamentId, tuple[float, Offset]] = {}
+        """What readers saw of the record, and when: not to step back before it is asked again."""
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def note(self, tournament_id: TournamentId) -> None:
-        """The tournament is being read. Costs next to nothing."""
-        self._read_at[tournament_id] = self._clock()
+    def note(self, tournament_id: TournamentId, recorded: Offset | None) -> None:
+        """The tournament is being read, from the record at this sequence or from its board.
+        Costs next to nothing."""
+        now = self._read_at[tournament_id] = self._clock()
+        if recorded is not None:
+            self._shown[tournament_id] = (now, recorded)
         if self._thread is None:
             self._start()
 
@@ -225,6 +234,9 @@ class _Floors:
         """Whether a board at this sequence is behind. Costs next to nothing."""
         if self._told and self._clock() >= self._told[0][0] + BEHIND_SECONDS:
             self._ripen()
+        shown_at, shown = self._shown.get(tournament_id, (-math.inf, None))
+        if shown is not None and shown_at > self._ripe_at and sequence < shown:
+            return True
         floor = self._floors.get(tournament_id)
         return floor is not None and sequence < floor
 
@@ -241,7 +253,7 @@ class _Floors:
         """Make the newest answer that is old enough the one that counts."""
         with self._lock:
             while self._told and self._clock() >= self._told[0][0] + BEHIND_SECONDS:
-                self._floors = self._told.popleft()[1]
+                self._ripe_at, self._floors = self._told.popleft()
 
     def _lately(self, now: float) -> list[TournamentId]:
         read_at = dict(self._read_at)
@@ -249,6 +261,7 @@ class _Floors:
         lately = sorted(lately, key=lambda t: -read_at[t])[:FOLLOWED]
         for tournament_id in read_at.keys() - set(lately):
             self._read_at.pop(tournament_id, None)
+            self._shown.pop(tournament_id, None)
         return lately
 
     def _start(self) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from hosting import SETTINGS, Hosted, Keeper, bearer, check_description, hosted
 from leaderboard import events as ev
@@ -16,11 +18,15 @@ from leaderboard.adapters.redis_client import RedisClient, connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures, erasure_id_of
+from leaderboard.adapters.sql_record import SqlRecord
+from leaderboard.adapters.sql_snapshot import SqlSnapshots
+from leaderboard.errors import TransientError
 from leaderboard.fold import LogEntry
 from leaderboard.model import Offset, PlayerId, TournamentId
 from leaderboard.ports import Grant
 from logs import ALICE, BOB, TOMBSTONE_KEY, entry, scheduled, scored
 from ports import Countdown, Interrupted, KnownTokens, MemoryFeed, MemoryGateway
+from records import RecordedLog, engine_of, loaded
 
 OPERATOR = bearer("olga", "operator")
 PLAYED, JOINED, ENDED, OTHER = map(TournamentId, ("played", "joined", "ended", "other"))
@@ -36,6 +42,7 @@ class Stage:
     keeper: Keeper
     gateway: MemoryGateway
     redis: RedisClient
+    record: SqlRecord
 
     def post(self, player_id: str = "alice") -> tuple[int, str]:
         response = self.hosted.client.post(
@@ -49,8 +56,8 @@ class Stage:
         return response.get_json()
 
     def catch_up(self) -> None:
-        """Apply the log from its start, as an `on-wager` does that was away."""
-        self.keeper.is_away = False
+        """Apply the log from its start, as an `on-wager` and an `archive` do that were away."""
+        self.keeper.is_away = self.keeper.archive_is_away = False
         for one in self.feed.entries(ev.WAGERS):
             self.keeper(ev.WAGERS, _later(one))
 
@@ -74,11 +81,17 @@ def _grant(tournament_id: TournamentId, player_id: PlayerId, connection_id: str)
 
 
 @pytest.fixture
-def stage(redis_url: str) -> Iterator[Stage]:
+def engine(tmp_path: Path) -> Iterator[sa.Engine]:
+    with engine_of(loaded(f"sqlite:///{tmp_path}/record.sqlite")) as engine:
+        yield engine
+
+
+@pytest.fixture
+def stage(redis_url: str, engine: sa.Engine) -> Iterator[Stage]:
     redis = connect(redis_url)
     redis.flushall()
     board, directory = RedisBoard(redis, TOMBSTONE_KEY), RedisDirectory(redis)
-    keeper = Keeper(board, directory)
+    keeper = Keeper(board, directory, RecordedLog(engine))
     for name in (PLAYED, JOINED, ENDED, OTHER):
         keeper.apply(name, [scheduled(0, name), scored(1, BOB, 10, tournament_id=name)])
     keeper.apply(PLAYED, [scored(2, ALICE, 5, tournament_id=PLAYED)])
@@ -93,22 +106,33 @@ def stage(redis_url: str) -> Iterator[Stage]:
     connections.lease(_grant(OTHER, ALICE, "c-watching"))
     connections.lease(_grant(PLAYED, BOB, "c-bob"))
     with hosted("erase", {**SETTINGS, "REDIS_URL": redis_url}) as one:
-        erasures = RedisErasures(redis, TOMBSTONE_KEY)
-        ports = one.main.Ports(board, directory, erasures, feed, connections, gateway)
+        record, snapshots = SqlRecord(engine), SqlSnapshots(engine)
+        ports = one.main.Ports(
+            board=board,
+            directory=directory,
+            record=lambda: record,
+            snapshots=lambda: snapshots,
+            erasures=RedisErasures(redis, TOMBSTONE_KEY),
+            feed=feed,
+            connections=connections,
+            gateway=gateway,
+        )
         one.main.tokens.put(KnownTokens())
         one.main.ports.put(ports)
-        yield Stage(one, ports, feed, keeper, gateway, redis)
+        yield Stage(one, ports, feed, keeper, gateway, redis, record)
 
 
 BOARDS = {"board:played", "board:joined", "board:ended", "board:other"}
-PLACES = BOARDS | {"sockets", "gdpr-events"}
+PLACES = BOARDS | {"sockets", "gdpr-events", "record"}
 
 
 def _check_forgotten(stage: Stage, erasure_id: str) -> None:
     told = stage.state(erasure_id)
     assert told["state"] == "done"
-    assert PLACES >= told["places"].keys() >= {"sockets", "gdpr-events"}
+    assert PLACES >= told["places"].keys() >= {"sockets", "gdpr-events", "record"}
     assert set(told["places"].values()) == {"done"}
+    assert stage.record.tournaments_of(ALICE) == []
+    assert len(stage.record.tournaments_of(BOB)) == 4
     for name in (PLAYED, JOINED, ENDED, OTHER):
         assert not stage.ports.board.is_in(name, ALICE)
         assert stage.ports.board.is_in(name, BOB)
@@ -156,7 +180,7 @@ def test_board_is_pending_until_it_no_longer_shows_the_player(stage: Stage) -> N
     told = stage.state(erasure_id)
     assert told["state"] == "pending"
     assert told["places"] == {
-        **dict.fromkeys(BOARDS, "pending"),
+        **dict.fromkeys([*BOARDS, "record"], "pending"),
         "sockets": "done",
         "gdpr-events": "done",
     }
@@ -189,7 +213,7 @@ def test_player_of_no_tournament_is_erased_all_the_same(stage: Stage) -> None:
     told = stage.state(erasure_id)
     assert told["state"] == "done"
     open_still = {f"board:{name}" for name in (PLAYED, JOINED, OTHER)}
-    assert told["places"].keys() == open_still | {"sockets", "gdpr-events"}
+    assert told["places"].keys() == open_still | {"sockets", "gdpr-events", "record"}
     assert stage.ports.erasures.is_erased(PlayerId("stranger"))
 
 
@@ -225,6 +249,7 @@ def test_late_event_does_not_bring_the_player_back(stage: Stage) -> None:
 
 
 def test_board_that_is_away_is_pending_and_asked_again(stage: Stage) -> None:
+    _record_goes_away(stage)
     for key in stage.redis.scan_iter(match="{played}*"):
         if not key.endswith(b"sockets"):
             stage.redis.delete(key)
@@ -234,8 +259,115 @@ def test_board_that_is_away_is_pending_and_asked_again(stage: Stage) -> None:
     entries = [scheduled(0, PLAYED), scored(1, BOB, 1, tournament_id=PLAYED)]
     stage.keeper.apply(PLAYED, [*entries, scored(2, ALICE, 5, tournament_id=PLAYED)])
     assert stage.state(erasure_id)["places"]["board:played"] == "pending"
+    stage.hosted.main.ports.put(stage.ports)
     assert stage.post() == (202, erasure_id)
     _check_forgotten(stage, erasure_id)
+
+
+# --- the record ----------------------------------------------------------------------------------
+
+
+def _away() -> Any:
+    raise TransientError("the database is away")
+
+
+def _record_goes_away(stage: Stage) -> None:
+    stage.hosted.main.ports.put(replace(stage.ports, record=_away, snapshots=_away))
+
+
+def _let_go(stage: Stage, tournament_id: TournamentId) -> None:
+    """A day after the end."""
+    for key in stage.redis.scan_iter(match=f"{{{tournament_id}}}*"):
+        stage.redis.delete(key)
+    stage.ports.directory.remove(tournament_id)
+
+
+def test_player_is_forgotten_in_tournaments_whose_boards_went_long_ago(stage: Stage) -> None:
+    _let_go(stage, ENDED)
+    _, erasure_id = stage.post()
+    assert f"{erasure_id}/ended" in [one.id for one in stage.feed.events(ev.WAGERS)]
+    told = stage.state(erasure_id)
+    assert (told["state"], told["places"]["record"]) == ("done", "done")
+    assert "board:ended" not in told["places"]
+    assert stage.record.tournaments_of(ALICE) == []
+    view = stage.record.top(ENDED, 10)
+    assert view is not None
+    assert view.standings[1].player_id.startswith("erased-")
+
+
+def test_record_is_pending_until_it_has_applied_the_erasure(stage: Stage) -> None:
+    stage.keeper.archive_is_away = True
+    _, erasure_id = stage.post()
+    for _ in range(2):
+        told = stage.state(erasure_id)
+        assert told["state"] == "pending"
+        assert [p for p, state in told["places"].items() if state == "pending"] == ["record"]
+    stage.catch_up()
+    _check_forgotten(stage, erasure_id)
+
+
+def test_record_that_has_not_met_the_player_yet_is_not_done(stage: Stage) -> None:
+    """What it will read lies before the erasure in the log, and it has not read that either."""
+    stage.keeper.archive_is_away = True
+    carol = PlayerId("carol")
+    early = scored(3, carol, 7, tournament_id=OTHER)
+    stage.keeper.apply(OTHER, [early])
+    _, erasure_id = stage.post(carol)
+    assert stage.record.tournaments_of(carol) == []
+    assert stage.state(erasure_id)["places"]["record"] == "pending"
+    stage.keeper.archive_is_away = False
+    stage.keeper.apply(OTHER, [early])
+    assert stage.record.tournaments_of(carol) == [OTHER]
+    assert stage.state(erasure_id)["places"]["record"] == "pending"
+    stage.catch_up()
+    assert stage.state(erasure_id)["state"] == "done"
+    assert stage.record.tournaments_of(carol) == []
+
+
+def test_record_that_is_away_is_pending_and_whom_it_knows_is_told_later(stage: Stage) -> None:
+    _let_go(stage, ENDED)
+    _record_goes_away(stage)
+    status, erasure_id = stage.post()
+    assert status == 202
+    for _ in range(2):
+        told = stage.state(erasure_id)
+        assert told["state"] == "pending"
+        pending = [place for place, state in told["places"].items() if state == "pending"]
+        assert pending == ["gdpr-events", "record"]
+    assert f"{erasure_id}/ended" not in [one.id for one in stage.feed.events(ev.WAGERS)]
+    assert ALICE in stage.record.top(ENDED, 10).standings[1].player_id  # type: ignore[union-attr]
+    stage.hosted.main.ports.put(stage.ports)
+    assert stage.state(erasure_id)["state"] == "done"
+    assert f"{erasure_id}/ended" in [one.id for one in stage.feed.events(ev.WAGERS)]
+    assert stage.record.tournaments_of(ALICE) == []
+    assert stage.knows("alice") == []
+
+
+def test_repeated_request_is_no_success_while_the_record_is_away(stage: Stage) -> None:
+    """All was done before; what came since then may be known to the record alone."""
+    _, erasure_id = stage.post()
+    _check_forgotten(stage, erasure_id)
+    _record_goes_away(stage)
+    assert stage.post()[0] == 503
+    stage.hosted.main.ports.put(stage.ports)
+    assert stage.post() == (202, erasure_id)
+
+
+def test_board_that_was_let_go_before_it_was_asked_is_done_by_the_record(stage: Stage) -> None:
+    stage.keeper.is_away = stage.keeper.archive_is_away = True
+    _, erasure_id = stage.post()
+    assert stage.state(erasure_id)["places"]["board:ended"] == "pending"
+    _let_go(stage, ENDED)
+    assert stage.state(erasure_id)["places"]["board:ended"] == "pending"
+    stage.catch_up()
+    assert stage.state(erasure_id)["state"] == "done"
+
+
+def test_list_that_was_emptied_hides_no_live_tournament(stage: Stage) -> None:
+    stage.ports.directory.remove(OTHER)
+    _, erasure_id = stage.post()
+    assert stage.state(erasure_id)["places"].keys() == PLACES
+    assert f"{erasure_id}/other" in [one.id for one in stage.feed.events(ev.WAGERS)]
 
 
 def test_socket_that_opened_while_we_closed_the_other_is_closed_too(stage: Stage) -> None:
@@ -267,13 +399,15 @@ PORTS = ("board", "directory", "erasures", "feed", "connections", "gateway")
 def _interrupt_at(stage: Stage, steps: int) -> Countdown:
     countdown = Countdown(steps)
     ports = {name: Interrupted(getattr(stage.ports, name), countdown) for name in PORTS}
+    # The record away is another matter: see the tests of it.
+    ports |= {"record": stage.ports.record, "snapshots": stage.ports.snapshots}
     stage.hosted.main.ports.put(stage.hosted.main.Ports(**ports))
     return countdown
 
 
 # Calls of ports in one request, each before and after its effect, with a consumer that applies
 # the events at once and with one that is away.
-STEPS = {False: 70, True: 54}
+STEPS = {False: 70, True: 62}
 
 
 @pytest.mark.parametrize(

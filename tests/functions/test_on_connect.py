@@ -13,23 +13,28 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from werkzeug.serving import make_server
 
 import gateways
 from hosting import FUNCTIONS, SETTINGS, Hosted, check_description, hosted
+from leaderboard.adapters import sql_engine
 from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.nchan_gateway import NchanGateway
 from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
+from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.errors import TransientError
 from leaderboard.events import CONNECTIONS, ConnectionDecided
 from leaderboard.model import PlayerId, TournamentId
 from leaderboard.ports import Caller, Frame, Grant, Summary
+from leaderboard.reads import Tournaments
 from leaderboard.stack.process import LOOPBACK, Process, accepts, free_port
 from logs import START_MS, TOMBSTONE_KEY, scheduled
 from ports import MemoryFeed
+from records import RecordedLog, engine_of, loaded
 from sockets import Players, PlayerSocket, eventually, players
 
 __all__ = ["players"]
@@ -49,6 +54,7 @@ class Scene:
     erasures: RedisErasures
     issuer_url: str
     players: Players
+    engine: sa.Engine
 
     def token(self, subject: str, *roles: str) -> dict[str, str]:
         asked = {"subject": subject, "roles": list(roles or ("player",))}
@@ -102,10 +108,14 @@ def scene(
     _schedule(RedisDirectory(client))
     port = free_port()
     url = f"http://{LOOPBACK}:{port}"
-    with gateways.running(request.param, tmp_path, f"{url}/internal/authorize") as server:
+    with (
+        gateways.running(request.param, tmp_path, f"{url}/internal/authorize") as server,
+        engine_of(loaded(f"sqlite:///{tmp_path}/record.sqlite")) as engine,
+    ):
         settings = {
             **SETTINGS,
             "REDIS_URL": redis_url,
+            "DATABASE_URL": str(engine.url),
             "JWT_ISSUER": issuer,
             "JWKS_URL": f"{issuer}/.well-known/jwks.json",
             "GATEWAY_PUBLISH_URL": server.publish_url,
@@ -117,10 +127,11 @@ def scene(
             erasures = RedisErasures(client, TOMBSTONE_KEY)
             gateway = NchanGateway(server.publish_url)
             directory = RedisDirectory(client)
+            tournaments = Tournaments(lambda: directory, one.main._record)
             one.main.ports.put(
-                one.main.Ports(connections, directory, erasures, feed, gateway, server.client_url)
+                one.main.Ports(connections, tournaments, erasures, feed, gateway, server.client_url)
             )
-            yield Scene(one, url, gateway, feed, connections, erasures, issuer, players)
+            yield Scene(one, url, gateway, feed, connections, erasures, issuer, players, engine)
             one.main.closer.stop()
     client.close()
 
@@ -220,6 +231,27 @@ def test_staff_have_no_connection_of_their_own(scene: Scene) -> None:
     for role in ("operator", "auditor", "service"):
         assert scene.post(scene.token("staff", role)).status_code == 403
         assert scene.decided()[-1].reason == "forbidden"
+
+
+def test_tournament_that_only_the_record_knows_is_known(scene: Scene, redis_url: str) -> None:
+    """A list that was emptied, or a board that went a day after its end."""
+    RecordedLog(scene.engine).take(T, [scheduled(0, T, starts_ms=START_MS)])
+    directory = RedisDirectory(connect(redis_url))
+    directory.remove(T)
+    assert scene.post(scene.token("alice")).status_code == 201
+
+
+def test_lost_list_is_no_empty_one_while_the_record_is_away(scene: Scene, redis_url: str) -> None:
+    directory = RedisDirectory(connect(redis_url))
+    known = scene.one.main.ports()
+    nowhere = sql_engine.connect(loaded("postgresql://nobody@127.0.0.1:1/nowhere"))
+    away = Tournaments(lambda: directory, lambda: SqlRecord(nowhere))
+    scene.one.main.ports.put(replace(known, tournaments=away))
+    assert scene.post(scene.token("alice")).status_code == 201
+    directory.remove(T)
+    answer = scene.post(scene.token("alice"))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert [one.reason for one in scene.decided()] == []
 
 
 def test_unknown_tournament_is_404_and_recorded(scene: Scene) -> None:

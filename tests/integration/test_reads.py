@@ -36,8 +36,6 @@ BOARD = f"/v1/tournaments/{T}/standings?limit=20"
 FIRST_SECONDS = 2.0
 """What the one reader that finds a store away may wait, on a busy machine."""
 BACK_SECONDS = 15.0
-SETTLED_SECONDS = 3.5
-"""After so long `query` knows how far the record was."""
 
 
 class Told(NamedTuple):
@@ -227,7 +225,7 @@ def test_record_answers_while_redis_is_dead_and_until_its_boards_are_back(scene:
 def test_board_that_is_folded_anew_is_not_shown_before_it_is_where_it_was(scene: Scene) -> None:
     with scene.reader() as reader:
         wait_for(lambda: bool(reader.told), 10)
-        time.sleep(SETTLED_SECONDS)
+        reader.wait_for("board")
         with redis.Redis.from_url(scene.redis.url) as client:
             client.flushall()
         reader.wait_for("record")

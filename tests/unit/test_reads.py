@@ -157,8 +157,19 @@ def test_board_is_behind_what_the_record_had_two_seconds_ago_and_not_what_it_has
     scene.far.say(scored(4, "alice", 10))
     scene.now += 0.1
     assert scene.top() == (Source.RECORD, 4)
+    scene.near.say(scored(3, "alice", 10), scored(4, "alice", 10))
+    assert scene.top() == (Source.BOARD, 4)
+
+
+def test_reader_does_not_step_back_from_what_the_record_showed(scene: Scene) -> None:
+    scene.near.is_away = True
+    scene.far.say(scored(3, "alice", 10))
+    assert scene.top() == (Source.RECORD, 3)
+    scene.near.is_away = False
+    wait_for(lambda: scene.reads.find(T) is not None and not scene.reads._near._is_away, 5)
+    assert scene.top() == (Source.RECORD, 3), "the board is at 2"
     scene.near.say(scored(3, "alice", 10))
-    assert scene.top() == (Source.BOARD, 3), "as far as the record was then"
+    assert scene.top() == (Source.BOARD, 3)
 
 
 def test_board_that_is_behind_is_shown_to_nobody(scene: Scene) -> None:
