@@ -142,7 +142,7 @@ def refused_by(who: str) -> Callable[[Trial], str]:
 
 def wait_for_some(holds: Callable[[], bool]) -> None:
     try:
-        wait_for(holds, 4.0)
+        wait_for(holds, NOTICED_SECONDS)
     except AssertionError:
         raise DidNotBiteError("nothing was refused or cut") from None
 

@@ -35,6 +35,7 @@ MOST_EVENTS: Final = 4_000
 TOURNAMENTS: Final = 6
 LASTS_SECONDS: Final = 1_800
 ATTEMPT_SECONDS: Final = 2.0
+OPERATOR_SECONDS: Final = 4.0
 RULES: Final = (
     {"scoring": {"kind": "stake"}, "currency": "EUR"},
     {"scoring": {"kind": "submitted"}, "operator": "best"},
@@ -361,7 +362,7 @@ class Play:
                 url,
                 json={"player_id": player},
                 headers=self.scene.path.headers("operator"),
-                timeout=15,
+                timeout=OPERATOR_SECONDS,
             )
             if answer.status_code == 202:
                 found.append(answer.json()["erasure_id"])
@@ -380,7 +381,7 @@ class Play:
 
         def post() -> int:
             headers = {**self.scene.path.headers("operator"), "Idempotency-Key": key}
-            return httpx.post(url, json=body, headers=headers, timeout=15).status_code
+            return httpx.post(url, json=body, headers=headers, timeout=OPERATOR_SECONDS).status_code
 
         status = self.insistent(post, "tournament")
         assert status < 300, status
