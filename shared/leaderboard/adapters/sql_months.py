@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.sql_engine import writing
 
-_LOCK: Final = 5_318_008
-"""Of PostgreSQL's advisory locks: two processes must not make one partition at a time."""
+LOCK: Final = 5_318_008
+"""Of PostgreSQL's advisory locks: whoever makes or drops partitions holds it."""
 
 
 def month_of(time_ms: int) -> int:
@@ -49,7 +49,7 @@ class Months:
             return
         if self._engine.dialect.name == "postgresql":
             with writing(self._engine) as connection:
-                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
                 for each in (month, month_after(month)):
                     _make(connection, each)
         self._made.add(month)

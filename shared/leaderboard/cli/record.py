@@ -1,11 +1,13 @@
-"""`leaderboard record`: the schema of the system of record, in DATABASE_URL."""
+"""`leaderboard record`: schema and retention of the system of record, in DATABASE_URL."""
 
 from __future__ import annotations
+
+import time
 
 import click
 
 from leaderboard.cli.context import console, environment
-from leaderboard.settings import DatabaseSettings, load
+from leaderboard.settings import DatabaseSettings, RetentionSettings, load
 
 
 @click.group(help="The system of record, in DATABASE_URL.")
@@ -54,6 +56,40 @@ def status() -> int:
         engine.dispose()
     console.print(f"{found.fit}: the database {found.detail}", highlight=False, soft_wrap=True)
     return 0 if found.fit is sql_migrations.Fit.CURRENT else 1
+
+
+@record.command(help="Say what is older than the policy of JURISDICTION keeps; --apply removes it.")
+@click.option("--apply", "is_applied", is_flag=True, help="Remove it, for good.")
+def retention(is_applied: bool) -> None:
+    """Also makes the partitions of this month and the next."""
+    from leaderboard.adapters import sql_engine, sql_migrations, sql_retention  # noqa: PLC0415
+
+    settings = environment()
+    chosen = load(RetentionSettings, settings)
+    policy = sql_retention.policy_of(chosen)
+    console.print(
+        f"{chosen.jurisdiction}: tournaments {policy.tournaments:,} days after their end, "
+        f"connection attempts {policy.connection_attempts:,}, "
+        f"dead letters {policy.dead_letters:,} ({policy.source})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    engine = sql_engine.connect(_url(), pool_size=1)
+    try:
+        sql_migrations.check(engine)
+        now_ms = time.time_ns() // 1_000_000
+        work = sql_retention.Retention(engine, policy, now_ms)
+        if is_applied:
+            work.apply(lambda one: _tell("removed", one.what, one.rows))
+        else:
+            for one in work.plan():
+                _tell("would remove", one.what, one.rows)
+    finally:
+        engine.dispose()
+
+
+def _tell(verb: str, what: str, rows: int) -> None:
+    console.print(f"{verb} {what}: {rows:,} rows", highlight=False, markup=False, soft_wrap=True)
 
 
 def _url() -> str:
