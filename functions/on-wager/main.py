@@ -25,11 +25,11 @@ from losses import Losses, Owned, Ports
 from pydantic import BaseModel
 
 from leaderboard import telemetry
-from leaderboard.adapters import sql_engine, sql_migrations
+from leaderboard.adapters import sql_engine, sql_migrations, sql_reading
 from leaderboard.adapters.jwks_tokens import JwksTokens
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.redis_board import RedisBoard
-from leaderboard.adapters.redis_client import check, connect
+from leaderboard.adapters.redis_client import BRIEF, check, connect
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.adapters.redis_progress import RedisProgress
@@ -51,11 +51,11 @@ from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused
 from leaderboard.model import Disposition, Offset, Place, TournamentId
 from leaderboard.ports import (
     BatchApplied,
-    Directory,
     Feed,
     Outgoing,
     Summary,
 )
+from leaderboard.reads import Tournaments
 from leaderboard.settings import (
     ConsumerSettings,
     DatabaseSettings,
@@ -240,8 +240,8 @@ class Accepted(BaseModel):
 class WagerIntake:
     """Checks a producer's event as the fold would and puts it into the log."""
 
-    def __init__(self, directory: Directory, feed: Feed) -> None:
-        self._directory = directory
+    def __init__(self, tournaments: Tournaments, feed: Feed) -> None:
+        self._tournaments = tournaments
         self._feed = feed
         self._known: set[TournamentId] = set()
 
@@ -257,14 +257,20 @@ class WagerIntake:
         return Answer(Accepted(id=event.id, source=event.source, offset=offset), status=202)
 
     def _knows(self, tournament_id: TournamentId) -> bool:
+        """Raises TransientError where nobody could tell: a list that was lost is no empty one."""
         until = time.monotonic() + KNOWN_SECONDS
         while tournament_id not in self._known:
-            if self._directory.find(tournament_id) is not None:
-                self._known.add(tournament_id)
-            elif time.monotonic() > until:
+            is_last = time.monotonic() > until
+            try:
+                if self._tournaments.find(tournament_id) is not None:
+                    self._known.add(tournament_id)
+                    break
+            except TransientError:
+                if is_last:
+                    raise
+            if is_last:
                 return False
-            else:
-                time.sleep(0.1)
+            time.sleep(0.1)
         return True
 
 
@@ -302,10 +308,13 @@ def consume() -> None:
 def intake() -> HttpApp:
     """The app of the way in over HTTP. Checks settings; connects with the first request."""
     kafka, redis = load(KafkaSettings, os.environ), load(RedisSettings, os.environ)
-    tokens = load(TokenSettings, os.environ)
-    client = FirstUse(lambda: connect(redis.url))
+    tokens, database = load(TokenSettings, os.environ), load(DatabaseSettings, os.environ)
+    client = FirstUse(lambda: connect(redis.url, BRIEF))
+    engine = FirstUse(lambda: sql_engine.connect(database.url))
+    record = FirstUse(lambda: sql_reading.opened(engine()))
+    tournaments = FirstUse(lambda: Tournaments(lambda: RedisDirectory(client()), record))
     feed = FirstUse(lambda: KafkaFeed(kafka, timeout_seconds=5))
-    made = FirstUse(lambda: WagerIntake(RedisDirectory(client()), feed()))
+    made = FirstUse(lambda: WagerIntake(tournaments(), feed()))
     route = Route(
         "POST",
         "/",
@@ -314,7 +323,10 @@ def intake() -> HttpApp:
         frozenset({"service", "operator"}),
         answers={202: Accepted},
     )
-    ready = {"redis": lambda: check(client()), "kafka": lambda: feed().check()}
+    ready = {
+        "redis or database": lambda: tournaments().check(lambda: check(client())),
+        "kafka": lambda: feed().check(),
+    }
     return HttpApp(NAME, [route], tokens=FirstUse(lambda: JwksTokens(tokens)), ready=ready)
 
 

@@ -115,6 +115,14 @@ class Tournaments:
         chosen = [one for one in found.values() if state in (None, one.terms.state)]
         return sorted(chosen, key=lambda one: (one.terms.starts_at_ms, one.tournament_id))
 
+    def check(self, redis: Callable[[], object]) -> None:
+        """Raises TransientError when neither `redis` (a check that raises) nor the record answers:
+        either of them is enough to go on with."""
+        try:
+            redis()
+        except TransientError:
+            self.check_record()
+
     def check_record(self) -> None:
         """Raises TransientError unless the record answers."""
         self._far(lambda: self._record().sequences([]))
@@ -153,14 +161,6 @@ class Reads(Tournaments):
     def around(self, tournament_id: TournamentId, player_id: PlayerId, radius: int) -> Seen | None:
         """Standings centred on the player; empty if they have none."""
         return self._read(tournament_id, lambda of: of.around(tournament_id, player_id, radius))
-
-    def check(self, redis: Callable[[], object]) -> None:
-        """Raises TransientError when neither `redis` (a check that raises) nor the record answers:
-        either of them is enough to go on with."""
-        try:
-            redis()
-        except TransientError:
-            self.check_record()
 
     def ask_record(self) -> None:
         """Ask the record how far it is with what was read lately. A thread does it each second."""
