@@ -54,10 +54,17 @@ class Trial:
         return sum(after[name] == at < placed[name] for name, at in before.items())
 
     def _asked(self, offsets: Callable[[], Mapping[str, int]]) -> Mapping[str, int]:
-        try:
-            return offsets()
-        except AWAY:
-            return dict.fromkeys(self.play.tournaments, -2)
+        """What a store says within a second; -2 for all when it says nothing: it may hang."""
+        found: list[Mapping[str, int]] = []
+
+        def ask() -> None:
+            with contextlib.suppress(*AWAY):
+                found.append(offsets())
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(1.0)
+        return found[0] if found else dict.fromkeys(self.play.tournaments, -2)
 
     def boards(self) -> Mapping[str, int]:
         return self.scene.board_offsets(self.play.tournaments)

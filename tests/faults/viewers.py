@@ -57,6 +57,12 @@ class Viewer:
     def count(self) -> int:
         return sum(len(socket.frames) for socket in self.sockets)
 
+    def knows(self, changes: Sequence[PositionChange]) -> bool:
+        """Whether the last `position` frame tells the last of the player's changes."""
+        own = [change.sequence for change in changes if change.player_id == self.player_id]
+        frames = self.frames("position")
+        return not own or bool(frames and frames[-1]["sequence"] >= own[-1])
+
     def shows(self, board: MemoryBoard) -> bool:
         """Whether the last `top` on the screen is this board's."""
         view = board.top(TournamentId(self.tournament_id), 100)
@@ -86,8 +92,11 @@ def wrong_frames(
     entries: Sequence[LogEntry],
     changes: Sequence[PositionChange],
     tombstone_key: bytes,
+    *,
+    spared: bool,
 ) -> list[str]:
-    """What any of the viewer's sockets showed that never was."""
+    """What any of the viewer's sockets showed that never was. `spared`: nothing on the way of
+    frames was hit, so that also the ranks that they start from follow one another."""
     told: list[str] = []
     who = f"{viewer.tournament_id} {viewer.player_id}"
     own = {c.sequence: c for c in changes if c.player_id == viewer.player_id}
@@ -102,7 +111,22 @@ def wrong_frames(
             if change is None or seen != (change.new_rank, change.score.score):
                 told.append(f"{who}: position frame {frame['sequence']} is no change of theirs")
         told += _wrong_tops(who, socket.of_type("top"), entries, tombstone_key)
+    if spared:
+        told += _wrong_steps(who, viewer.frames("position"), list(own.values()))
     return told[:5]
+
+
+def _wrong_steps(
+    who: str, frames: Sequence[Mapping[str, Any]], own: Sequence[PositionChange]
+) -> list[str]:
+    """A frame's old rank is that of the first change that no frame before it told."""
+    position = 0
+    for frame in frames:
+        if position >= len(own) or frame["old_rank"] != own[position].old_rank:
+            return [f"{who}: position frame {frame['sequence']} starts from the wrong rank"]
+        while position < len(own) and own[position].sequence <= frame["sequence"]:
+            position += 1
+    return [] if position == len(own) else [f"{who}: the last position frame did not come"]
 
 
 def _wrong_tops(

@@ -83,8 +83,12 @@ class Tail:
 class Views:
     """What the five views of one trial's tournaments say, read as often as wanted."""
 
-    def __init__(self, scene: Scene, play: Play, viewers: Sequence[Viewer]) -> None:
+    def __init__(
+        self, scene: Scene, play: Play, viewers: Sequence[Viewer], *, spares_frames: bool = False
+    ) -> None:
+        """`spares_frames`: the fault hits nothing on the way of frames, so each one is due."""
         self.scene, self.play, self.viewers = scene, play, viewers
+        self._spares_frames = spares_frames
         self._tail = Tail(scene.settings["KAFKA_BOOTSTRAP_SERVERS"])
         self._names = set(play.tournaments)
         self.oracle = MemoryBoard(TOMBSTONE_KEY)
@@ -239,7 +243,14 @@ class Views:
 
     def _screens(self) -> list[str]:
         dark = [one for one in self.viewers if not one.is_open or not one.shows(self.oracle)]
-        return [f"{one.tournament_id}: the screen of {one.player_id} is behind" for one in dark]
+        found = [f"{one.tournament_id}: the screen of {one.player_id} is behind" for one in dark]
+        if self._spares_frames:
+            found += [
+                f"{one.tournament_id}: {one.player_id} does not know their own last move"
+                for one in self.viewers
+                if not one.knows(self.changes[one.tournament_id])
+            ]
+        return found
 
     # once, in the end
 
@@ -248,7 +259,13 @@ class Views:
         found = []
         for viewer in self.viewers:
             name = viewer.tournament_id
-            found += wrong_frames(viewer, self.entries[name], self.changes[name], TOMBSTONE_KEY)
+            found += wrong_frames(
+                viewer,
+                self.entries[name],
+                self.changes[name],
+                TOMBSTONE_KEY,
+                spared=self._spares_frames,
+            )
         return found + self._wrong_reads() + self._sums()
 
     def _wrong_reads(self) -> list[str]:
