@@ -21,6 +21,7 @@ from leaderboard.stack.kafka_jars import project_root
 FOLDER: Final = Path("docs/api")
 ANY_SETTINGS: Final[Mapping[str, str]] = {
     "REDIS_URL": "redis://redis.example:6379",
+    "DATABASE_URL": "postgresql://database.example:5432/leaderboard",
     "KAFKA_BOOTSTRAP_SERVERS": "kafka.example:9092",
     "JWT_ISSUER": "https://issuer.example",
     "JWT_AUDIENCE": "leaderboard",
