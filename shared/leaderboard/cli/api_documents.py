@@ -54,10 +54,20 @@ def _document(folder: Path, name: str) -> dict[str, object]:
         raise CommandError(f"{folder / name}: holds no function")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses and pydantic look up names there
-    with _settings():
+    with _settings(), _on_path(folder / name):
         spec.loader.exec_module(module)
     app: HttpApp = module.app
     return app.openapi()
+
+
+@contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    """As a function's host does it: modules beside `main.py` are found."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 @contextmanager
