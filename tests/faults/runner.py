@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path as Folder
 from typing import Final
 
-from faults.kinds import FAULTS, DidNotBiteError, Fault, Trial
+from faults.bites import DidNotBiteError, Fault, Trial
+from faults.kinds import FAULTS
 from faults.play import ASTRAY, Play
 from faults.scene import SESSION_MS, Scene
 from faults.viewers import Viewer
@@ -64,7 +65,13 @@ def run_trial(scene: Scene, fault: Fault, seed: int) -> Result:
     chance = random.Random(seed)
     play = Play(scene, seed)
     viewers: list[Viewer] = []
-    views = Views(scene, play, viewers, spares_frames=spares_frames(fault.name))
+    views = Views(
+        scene,
+        play,
+        viewers,
+        spares_frames=spares_frames(fault.name),
+        sends_back=sends_back(fault.name),
+    )
     try:
         play.schedule()
         wait_for(lambda: all(at >= 0 for at in scene.board_offsets(play.tournaments).values()), 30)
@@ -105,6 +112,11 @@ def spares_frames(name: str) -> bool:
     return any(word in name for word in words) and "redis" not in name
 
 
+def sends_back(name: str) -> bool:
+    """Whether a fault takes boards back, or has frames sent again: readers drop those."""
+    return any(word in name for word in ("lose", "empty", "on-rank-change", "gateway", "shard"))
+
+
 def _count(result: Result, play: Play, views: Views) -> None:
     result.events = sum(map(len, views.entries.values()))
     result.reads_from_record = play.counts["read from record"]
@@ -132,7 +144,8 @@ def schedule_of(trials: int, seed: int, only: str) -> list[tuple[Fault, int]]:
         one_round = chance.sample(chosen, len(chosen))
         # A schedule of one is how a trial is repeated: its seed is the one that was told.
         planned += [(f, seed if trials == 1 else chance.randrange(10**9)) for f in one_round]
-    return planned[:trials]
+    # A cluster wants a stack of its own: one, not one for each.
+    return sorted(planned[:trials], key=lambda one: one[0].cluster)
 
 
 def run(
@@ -154,13 +167,13 @@ def run(
             if time.monotonic() - started > until_seconds:
                 tell(f"out of time after {number} trials")
                 break
-            broken = bool(results) and bool(results[-1].mismatches)
-            if scene is not None and (broken or number % TRIALS_A_STACK == 0):
+            spent = number % TRIALS_A_STACK == 0 or bool(results and results[-1].mismatches)
+            if scene is not None and (spent or scene.cluster != fault.cluster):
                 scene.close()
                 scene = None
             if scene is None:
                 stacks += 1
-                scene = _opened(folder / f"stack-{stacks}", players)
+                scene = _opened(folder / f"stack-{stacks}", players, cluster=fault.cluster)
             result = run_trial(scene, fault, own_seed)
             results.append(result)
             tell(line_of(number + 1, result))
@@ -171,9 +184,9 @@ def run(
     return results
 
 
-def _opened(folder: Folder, players: Players) -> Scene:
+def _opened(folder: Folder, players: Players, *, cluster: bool) -> Scene:
     folder.mkdir(parents=True)
-    scene = Scene(folder, players)
+    scene = Scene(folder, players, cluster=cluster)
     try:
         scene.open()
     except BaseException:

@@ -17,6 +17,7 @@ import redis
 import sqlalchemy as sa
 
 from leaderboard.adapters.redis_board import RedisBoard
+from leaderboard.adapters.redis_client import connect as connect_redis
 from leaderboard.adapters.sql_engine import connect as connect_sql
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.settings import DatabaseSettings, load
@@ -39,8 +40,9 @@ SMALL_DISK_MIB: Final = 96
 class Scene:
     """One running stack, and everything that a fault or a comparison asks of it."""
 
-    def __init__(self, folder: Folder, players: Players) -> None:
-        self.folder = folder
+    def __init__(self, folder: Folder, players: Players, *, cluster: bool = False) -> None:
+        """`cluster`: Redis is three primaries with a replica each, and its links can't be cut."""
+        self.folder, self.cluster = folder, cluster
         self._players = players
         self._opened = ExitStack()
         self.links: dict[str, Proxy] = {}
@@ -57,6 +59,7 @@ class Scene:
             self.folder,
             [
                 *("stack", "--kind", "local", "--free-ports"),
+                *(("--redis", "cluster") if self.cluster else ()),
                 *(word for name, n in REPLICAS.items() for word in ("--replicas", f"{name}={n}")),
             ],
             {name: str(port) for name, port in ports.items()}
@@ -72,9 +75,7 @@ class Scene:
         self.path = Path(self.stack, self._players)
         self._opened.callback(self.path.close)
         self.settings = self.stack.env()
-        self.redis = redis.Redis.from_url(
-            self.settings["REDIS_URL"], socket_timeout=5, socket_connect_timeout=2
-        )
+        self.redis = connect_redis(self.settings["REDIS_URL"])
         self._opened.callback(self.redis.close)
         self.board = RedisBoard(self.redis, TOMBSTONE_KEY)
         self.engine = connect_sql(load(DatabaseSettings, self.settings).url)
@@ -101,11 +102,15 @@ class Scene:
             "query": ("redis", "postgres"),
             "on-connect": ("redis",),
         }
+        if self.cluster:
+            del targets["redis"]
         kafka = self._link("kafka", linked)
         settings: dict[str, str] = {}
         for function in FUNCTIONS:
             settings[f"{function.label}__KAFKA_BOOTSTRAP_SERVERS"] = f"{LOOPBACK}:{kafka.port}"
             for store in through.get(function.name, ()):
+                if store not in targets:
+                    continue
                 setting, port, url = targets[store]
                 link = self._link(f"{function.name}/{store}", port)
                 settings[f"{function.label}__{setting}"] = url.format(f"{LOOPBACK}:{link.port}")
@@ -131,6 +136,12 @@ class Scene:
         self._opened.close()
 
     # processes
+
+    @property
+    def single(self) -> redis.Redis:
+        """The one Redis of a stack without a cluster."""
+        assert isinstance(self.redis, redis.Redis)
+        return self.redis
 
     def pids(self, service: str) -> list[int]:
         """A service's process and all below it; `on-wager` is one of its replicas, the first."""

@@ -94,16 +94,20 @@ def wrong_frames(
     tombstone_key: bytes,
     *,
     spared: bool,
+    goes_back: bool,
 ) -> list[str]:
-    """What any of the viewer's sockets showed that never was. `spared`: nothing on the way of
-    frames was hit, so that also the ranks that they start from follow one another."""
+    """What any of the viewer's sockets showed that never was.
+
+    `spared`: nothing on the way of frames was hit, so that also the ranks that they start from
+    follow one another. `goes_back`: frames may come that readers drop, as they are not newer than
+    what they have: boards lost writes, or what was sent is sent again."""
     told: list[str] = []
     who = f"{viewer.tournament_id} {viewer.player_id}"
     own = {c.sequence: c for c in changes if c.player_id == viewer.player_id}
     for socket in viewer.sockets:
         for kind in ("top", "position", "curve"):
             at = [frame["sequence"] for frame in socket.of_type(kind)]
-            if at != sorted(at):
+            if at != sorted(at) and not goes_back:
                 told.append(f"{who}: {kind} frames go back")
         for frame in socket.of_type("position"):
             change = own.get(frame["sequence"])

@@ -84,11 +84,18 @@ class Views:
     """What the five views of one trial's tournaments say, read as often as wanted."""
 
     def __init__(
-        self, scene: Scene, play: Play, viewers: Sequence[Viewer], *, spares_frames: bool = False
+        self,
+        scene: Scene,
+        play: Play,
+        viewers: Sequence[Viewer],
+        *,
+        spares_frames: bool,
+        sends_back: bool,
     ) -> None:
-        """`spares_frames`: the fault hits nothing on the way of frames, so each one is due."""
+        """`spares_frames`: the fault hits nothing on the way of frames, so each one is due;
+        `sends_back`: older ones may come once more."""
         self.scene, self.play, self.viewers = scene, play, viewers
-        self._spares_frames = spares_frames
+        self._spares_frames, self._sends_back = spares_frames, sends_back
         self._tail = Tail(scene.settings["KAFKA_BOOTSTRAP_SERVERS"])
         self._names = set(play.tournaments)
         self.oracle = MemoryBoard(TOMBSTONE_KEY)
@@ -265,6 +272,7 @@ class Views:
                 self.changes[name],
                 TOMBSTONE_KEY,
                 spared=self._spares_frames,
+                goes_back=self._sends_back,
             )
         return found + self._wrong_reads() + self._sums()
 
