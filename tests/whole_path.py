@@ -91,9 +91,10 @@ class Path:
         return rows
 
     def sequence(self, tournament_id: str) -> int:
-        """Where the board stands; -1 where there is none yet."""
-        answer = self.get(f"/v1/tournaments/{tournament_id}")
-        return int(answer.json()["sequence"]) if answer.status_code == 200 else -1
+        """Where the board stands; -1 where there is none yet, and the record answers or nobody."""
+        answer = self.get(f"/v1/tournaments/{tournament_id}/standings?limit=1")
+        told = answer.json() if answer.status_code == 200 else {"source": "nobody"}
+        return int(told["sequence"]) if told["source"] == "board" else -1
 
     def reached(self, tournament_id: str, offset: int, seconds: float = AGREE_SECONDS) -> None:
         """Wait until the board has applied the event at `offset`."""
