@@ -157,8 +157,13 @@ class Losses:
         Raises ReplayError."""
         if owned.advanced is None:
             return
-        stands_at = self._progress.read(owned.log_id, owned.place.partition)
+        partition = owned.place.partition
+        stands_at = self._progress.read(owned.log_id, partition)
         if stands_at is None or stands_at < owned.advanced:
+            logger.warning(
+                "the boards have lost writes",
+                extra=telemetry.fields(partition=partition, stands_at=stands_at),
+            )
             raise self.replay(owned)
 
     def instead_of_beginning(
@@ -269,16 +274,7 @@ class Losses:
             return self._looked_at + LOOK_SECONDS - now
         owns = list(partitions)
         for owned in owns:
-            if owned.advanced is None:
-                continue
-            partition = owned.place.partition
-            stands_at = self._progress.read(owned.log_id, partition)
-            if stands_at is None or stands_at < owned.advanced:
-                logger.warning(
-                    "the boards have lost writes",
-                    extra=telemetry.fields(partition=partition, stands_at=stands_at),
-                )
-                raise self.replay(owned)
+            self.check_witness(owned)
             self._ask_some(owned)
         if now >= self._swept_at + SWEEP_SECONDS:
             self._sweep(owns)
