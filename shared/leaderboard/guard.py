@@ -24,12 +24,17 @@ FORGOTTEN_SECONDS: Final = 10.0
 logger = logging.getLogger(__name__)
 
 
+class _TooLongError(TransientError):
+    """No answer in time: the dependency hangs, or it was too much to ask."""
+
+
 class Guard:
     """One dependency's calls. Safe for several threads; make it after a fork.
 
     `seconds` bounds a call from here, for drivers that can wait for ever; then at most `at_once`
     of them run, and one that hangs keeps a thread of its own until it ends. `trial` is what is
-    tried while the dependency is away, else the very call that failed. Without `breaks` every
+    tried while the dependency is away, else the very call that failed; where there is one, a call
+    that took too long counts only if the trial does not answer either. Without `breaks` every
     caller tries for themselves."""
 
     def __init__(
@@ -50,6 +55,8 @@ class Guard:
         self._again_seconds = again_seconds
         self._lock = threading.Lock()
         self._is_away = False
+        self._is_tried = False
+        """A thread tries it: there is one at most."""
         self._asked_at = 0.0
 
     def __call__(self, call: Callable[[], T]) -> T:
@@ -64,7 +71,8 @@ class Guard:
             return self._bounded(call)
         except TransientError as error:
             if self._breaks:
-                self._found_away(self._trial or call, error)
+                is_sure = self._trial is None or not isinstance(error, _TooLongError)
+                self._look_after(self._trial or call, error, is_sure=is_sure)
             raise
 
     def _bounded(self, call: Callable[[], T]) -> T:
@@ -72,7 +80,7 @@ class Guard:
             return call()
         until = time.monotonic() + self._seconds
         if not self._free.acquire(timeout=self._seconds):
-            raise TransientError(f"{self._name} is busy with calls that take too long")
+            raise _TooLongError(f"{self._name} is busy with calls that take too long")
         answered: SimpleQueue[tuple[T, None] | tuple[None, BaseException]] = SimpleQueue()
 
         def run() -> None:
@@ -87,32 +95,45 @@ class Guard:
         try:
             answer, error = answered.get(timeout=max(until - time.monotonic(), 0.0))
         except Empty:
-            raise TransientError(f"{self._name} takes too long") from None
+            raise _TooLongError(f"{self._name} takes too long") from None
         if error is not None:
             raise error
         return answer  # type: ignore[return-value]  # mypy sees no pair in the two halves
 
-    def _found_away(self, trial: Callable[[], object], error: TransientError) -> None:
+    def _look_after(
+        self, trial: Callable[[], object], error: TransientError, *, is_sure: bool
+    ) -> None:
         with self._lock:
-            if self._is_away:
+            if is_sure:
+                self._found_away(error)
+            if self._is_tried:
                 return
-            self._is_away = True
+            self._is_tried = True
             self._asked_at = time.monotonic()
-        telemetry.AWAY.labels(self._name).inc()
-        logger.warning("%s is away", self._name, extra=telemetry.fields(error=str(error)))
         threading.Thread(
             target=self._try_until_back, args=(trial,), name=f"try {self._name}", daemon=True
         ).start()
 
+    def _found_away(self, error: TransientError) -> None:
+        if not self._is_away:
+            self._is_away = True
+            telemetry.AWAY.labels(self._name).inc()
+            logger.warning("%s is away", self._name, extra=telemetry.fields(error=str(error)))
+
     def _try_until_back(self, trial: Callable[[], object]) -> None:
         while time.monotonic() < self._asked_at + FORGOTTEN_SECONDS:
-            time.sleep(self._again_seconds)
+            if self._is_away:
+                time.sleep(self._again_seconds)
             try:
                 self._bounded(trial)
-            except TransientError:
+            except TransientError as error:
+                with self._lock:
+                    self._found_away(error)
                 continue
             except Exception:
                 logger.exception("bug while trying whether %s is back", self._name)
-            logger.info("%s is back", self._name)
             break
-        self._is_away = False
+        with self._lock:
+            if self._is_away:
+                logger.info("%s is asked again", self._name)
+            self._is_away = self._is_tried = False

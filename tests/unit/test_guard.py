@@ -105,6 +105,27 @@ def test_call_that_hangs_is_waited_for_so_long_and_no_longer(dependency: Depende
     wait_for(lambda: _answers(guard), 2)
 
 
+def test_question_that_is_too_much_holds_up_nobody_else(dependency: Dependency) -> None:
+    guard = Guard("it", seconds=0.1, trial=lambda: None)
+    dependency.answering.clear()
+    with pytest.raises(TransientError):
+        guard(dependency)
+    for _ in range(20):
+        assert guard(lambda: 1) == 1
+        time.sleep(0.01)
+    dependency.answering.set()
+
+
+def test_who_hangs_is_away_as_soon_as_the_trial_says_so(dependency: Dependency) -> None:
+    guard = Guard("it", seconds=0.1, trial=dependency)
+    dependency.answering.clear()
+    with pytest.raises(TransientError):
+        guard(dependency)
+    wait_for(lambda: not _answers(guard), 2)
+    dependency.answering.set()
+    wait_for(lambda: _answers(guard), 5)
+
+
 def test_trials_of_who_hangs_keep_to_their_number(dependency: Dependency) -> None:
     guard = Guard("it", seconds=0.05, at_once=2, again_seconds=0.02)
     dependency.answering.clear()
