@@ -140,9 +140,7 @@ class _Board:
         """Standings of the ranks `after_rank` + 1 and on."""
         if after_rank >= self._players:
             return []
-        statement = self._final(after_rank, limit) if self._is_over else self._live(limit)
-        if not self._is_over:
-            statement = statement.offset(after_rank)
+        statement = (self._final if self._is_over else self._live)(after_rank, limit)
         return [
             Standing(
                 after_rank + i,
@@ -155,18 +153,27 @@ class _Board:
             )
         ]
 
-    def _live(self, limit: int) -> sa.Select[Any]:
+    def _live(self, after_rank: int, limit: int) -> sa.Select[Any]:
+        # The page first, then its players: joined before, every row that is passed over would
+        # cost a look at its player.
+        page = (
+            sa.select(_ROW.player_no, *_ORDER)
+            .where(_ROW.tournament_no == self._no)
+            .order_by(*_ORDER)
+            .limit(limit)
+            .offset(after_rank)
+            .subquery("page")
+        )
         return (
             sa.select(
                 _WHO.player_id,
                 _WHO.display_name,
-                _ROW.rank_score * self._sign,
-                _ROW.rank_subscore * self._sign,
+                page.c.rank_score * self._sign,
+                page.c.rank_subscore * self._sign,
             )
-            .join_from(tables.standings, tables.players, _same_player(_ROW, _WHO))
-            .where(_ROW.tournament_no == self._no)
-            .order_by(*_ORDER)
-            .limit(limit)
+            .join_from(page, tables.players, page.c.player_no == _WHO.player_no)
+            .where(_WHO.tournament_no == self._no)
+            .order_by(page.c.rank_score, page.c.rank_subscore, page.c.reached)
         )
 
     def _final(self, after_rank: int, limit: int) -> sa.Select[Any]:
