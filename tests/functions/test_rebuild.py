@@ -39,10 +39,11 @@ from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.adapters.redis_progress import RedisProgress
 from leaderboard.adapters.sql_snapshot import SqlSnapshots
+from leaderboard.errors import TransientError
 from leaderboard.fold import LogEntry
-from leaderboard.model import Offset, TournamentId
+from leaderboard.model import BOARD_KEPT_MS, Offset, TournamentId
 from leaderboard.ports import BOARD_PLACE
-from logs import TOMBSTONE_KEY
+from logs import LOG, TOMBSTONE_KEY
 from ports import RestoredErasures
 from recorded import ArchiveReader, archive_module, new_record
 from records import fresh_database
@@ -244,7 +245,7 @@ def check_outcome(scene: Scene, found: Outcome, expected: Outcome) -> None:
     surplus = found.dead_letters.keys() - expected.dead_letters.keys()
     assert {found.dead_letters[offset] for offset in surplus} <= {"unknown_tournament"}
     erased = {
-        TournamentId(one.event.data.tournament_id)
+        TournamentId(str(one.event.tournament_id))
         for one in scene.entries
         if isinstance(one.event.data, ev.PlayerErased)
     }
@@ -489,7 +490,7 @@ def test_who_was_erased_stays_out_of_what_is_taken_from_archived_inputs(
     """Before, in, and behind what the log has dropped."""
     entries = [logs.scheduled(0, T1)]
     entries += [logs.scored(i, f"p{i % 7}", i, tournament_id=T1) for i in range(1, 80)]
-    entries[erased_at] = moved_erasure(erased_at, "p3")
+    entries[erased_at] = logs.erased(erased_at, "p3")
     expected = undisturbed_of(on_wager, entries)
     scene = scene_of(on_wager, archive, engine, entries, client)
     for _ in range(3):
@@ -499,10 +500,6 @@ def test_who_was_erased_stays_out_of_what_is_taken_from_archived_inputs(
     scene.reader.low = Offset(60)
     assert scene.finish().boards == expected.boards
     assert scene.requests_restored() == {T1}
-
-
-def moved_erasure(offset: int, player_id: str) -> LogEntry:
-    return logs.erased(offset, player_id)
 
 
 def undisturbed_of(on_wager: Hosted, entries: Sequence[LogEntry]) -> Outcome:
