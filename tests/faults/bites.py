@@ -79,6 +79,8 @@ class Fault:
     strike: Callable[[Trial], str]
     cluster: bool = False
     """On a stack whose Redis is a cluster."""
+    slow: bool = False
+    """It takes long, because a process has to start first: in every third round only."""
 
 
 # --- proofs that something bit ----------------------------------------------------------------

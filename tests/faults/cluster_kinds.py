@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import Final
+from typing import Any, Final
 
 from clusters import LostTail, StackCluster, asked, migrate, promoted, stands_at
 from faults.bites import DidNotBiteError, Fault, Trial, boards_wait
 from leaderboard.stack.process import StackError
-from leaderboard.stack.redis_cluster import ask
 from running import wait_for
 
 SOUND_SECONDS: Final = 30.0
@@ -32,7 +31,8 @@ def is_sound(cluster: StackCluster) -> bool:
             return False
         for (one,) in followers:
             with asked(one) as client:
-                if b"master_link_status:up" not in ask(client, "INFO", "replication"):
+                found: Any = client.info("replication")
+                if found["master_link_status"] != "up":
                     return False
     except (StackError, StopIteration):
         return False

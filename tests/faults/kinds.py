@@ -35,6 +35,10 @@ from running import wait_for
 # --- processes --------------------------------------------------------------------------------
 
 
+SLOW: Final = ("erase", "tournament")
+"""Operators insist with long breaths."""
+
+
 def kill(service: str) -> Fault:
     def strike(trial: Trial) -> str:
         pid = trial.scene.kill(service)
@@ -43,7 +47,7 @@ def kill(service: str) -> Fault:
             trial.scene.wait_back(service, pid)
         return bite
 
-    return Fault(f"kill {service}", strike)
+    return Fault(f"kill {service}", strike, slow=service in SLOW)
 
 
 def stop(service: str) -> Fault:
@@ -58,7 +62,7 @@ def stop(service: str) -> Fault:
                 stopped.__exit__(None, None, None)
         return bite
 
-    return Fault(f"stop {service}", strike)
+    return Fault(f"stop {service}", strike, slow=service in SLOW)
 
 
 def outstay(service: str) -> Fault:
@@ -274,7 +278,7 @@ def rebalance(name: str) -> Fault:
             time.sleep(trial.chance.uniform(0.2, 0.8))
         return f"{moved} partitions went to another process and back"
 
-    return Fault(f"rebalance {name}", strike)
+    return Fault(f"rebalance {name}", strike, slow=True)
 
 
 def two_owners(trial: Trial) -> str:
@@ -333,10 +337,10 @@ FAULTS: Final[Sequence[Fault]] = (
     ),
     Fault("empty redis", empty_redis),
     Fault("lose redis tail", lose_tail(0.7)),
-    Fault("restart kafka", restart_kafka),
+    Fault("restart kafka", restart_kafka, slow=True),
     Fault("fill postgres disk", fill_disk),
     *(rebalance(name) for name in ("on-wager", "archive", "on-rank-change")),
-    Fault("two owners", two_owners),
+    Fault("two owners", two_owners, slow=True),
     Fault("clock an hour slow", wrong_clock(-1)),
     Fault("clock an hour fast", wrong_clock(1)),
     *CLUSTER_FAULTS,

@@ -7,6 +7,7 @@ what was drawn (which fault, when, which wagers); how the machine interleaves it
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -132,16 +133,19 @@ def _count(result: Result, play: Play, views: Views) -> None:
 
 
 def schedule_of(trials: int, seed: int, only: str) -> list[tuple[Fault, int]]:
-    """Which fault in which trial, each with a seed of its own: all kinds in turn, shuffled anew in
-    each round. With `only`, those whose name contains it."""
+    """Which fault in which trial, each with a seed of its own: all kinds in turn (slow ones in
+    every third round), shuffled anew in each. With `only`, those whose name contains it."""
     chance = random.Random(seed)
     chosen = [f for f in FAULTS if f.name == only] or [f for f in FAULTS if only in f.name]
     if not chosen:
         known = ", ".join(fault.name for fault in FAULTS)
         raise SystemExit(f"no fault is called {only!r}; there are: {known}")
     planned: list[tuple[Fault, int]] = []
-    while len(planned) < trials:
-        one_round = chance.sample(chosen, len(chosen))
+    for number in itertools.count():
+        if len(planned) >= trials:
+            break
+        some = [f for f in chosen if not f.slow or number % 3 == 0] or chosen
+        one_round = chance.sample(some, len(some))
         # A schedule of one is how a trial is repeated: its seed is the one that was told.
         planned += [(f, seed if trials == 1 else chance.randrange(10**9)) for f in one_round]
     # A cluster wants a stack of its own: one, not one for each.
