@@ -39,6 +39,7 @@ from leaderboard.ranking import sign_of
 
 _OVER: Final = (State.ENDED.value, State.CANCELLED.value)
 _LONGEST_ATTRIBUTE: Final = 512
+_LONGEST_AGENT: Final = 8_192
 _WHO = tables.players.c
 _ROW = tables.standings.c
 
@@ -156,8 +157,8 @@ class SqlArchive:
                 rows.append(
                     (
                         place.partition, entry.offset, month, event.id, event.time_ms,
-                        data.tournament_id, data.player_id, data.allowed, data.reason,
-                        _short(data.address), data.user_agent,
+                        data.tournament_id, data.player_id, data.allowed, _short(data.reason),
+                        _short(data.address), _short(data.user_agent, _LONGEST_AGENT),
                     )
                 )  # fmt: skip
             insert(connection, tables.connection_attempts, rows)
@@ -304,4 +305,5 @@ def _letter(place: Place, record: ev.Record, month: int) -> tuple[Any, ...]:
 
 
 def _short(text: str | None, length: int = _LONGEST_ATTRIBUTE) -> str | None:
-    return None if text is None else text[:length]
+    # A record's key may be any bytes; no database keeps a zero in a text.
+    return None if text is None else text.replace("\0", "\\x00")[:length]
