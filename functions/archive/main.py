@@ -42,7 +42,7 @@ from leaderboard.events import (
 )
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.first_use import FirstUse
-from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, RecordSink, Refused
+from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, RecordSink, Refused, ReplayError
 from leaderboard.model import BOARD_KEPT_MS, ERASED, Offset, Place, TournamentId
 from leaderboard.ports import (
     Archive,
@@ -84,6 +84,9 @@ class Archivist:
         self._check = check
         self._owned: dict[int, str] = {}
         """Partitions of `wagers`, with their logs."""
+        self._reached: dict[Place, tuple[str, Offset]] = {}
+        """Where the record stood when it was last asked or written, with the log's id."""
+        self._unasked: list[Place] = []
 
     def assigned(self, assignment: Assignment) -> Offset | None:
         """Where the record stands, if that is before the group: a new database starts with what
@@ -104,18 +107,22 @@ class Archivist:
                     oldest=assignment.low,
                 ),
             )
+        if reached is not None:
+            self._reached[place] = (assignment.log_id, reached)
         start = assignment.low if reached is None else max(reached, assignment.low)
         if assignment.committed is not None and start < assignment.committed:
             return start
         return None
 
     def revoked(self, place: Place) -> None:
+        self._reached.pop(place, None)
         if place.topic == WAGERS:
             self._owned.pop(place.partition, None)
 
     def handle(self, batch: Batch) -> Sequence[Refused]:
         """Take one partition's batch into the record: all of it, or nothing."""
         place, log_id, upto = batch.place, batch.log_id, batch.next_offset
+        self._check_stands(place)
         match place.topic:
             case "wagers":
                 self._fold(batch)
@@ -127,7 +134,26 @@ class Archivist:
                 self._archive.forget(place, log_id, batch.entries, upto)
             case _:
                 self._archive.keep_dead_letters(place, log_id, batch.records, upto)
+        self._reached[place] = (log_id, upto)
         return ()
+
+    def _check_stands(self, place: Place) -> None:
+        """A database that was set back, or failed over without its tail, under our feet would get
+        a hole: what it lacks is read again. Raises ReplayError."""
+        if place not in self._reached:
+            return
+        log_id, known = self._reached[place]
+        reached = self._archive.reached(place, log_id)
+        if reached is not None and reached >= known:
+            return
+        del self._reached[place]
+        logger.critical(
+            "the record has lost what it had",
+            extra=telemetry.fields(
+                topic=place.topic, partition=place.partition, reached=reached, known=known
+            ),
+        )
+        raise ReplayError(reached, place)
 
     def _fold(self, batch: Batch) -> None:
         folded = self._archive.fold(batch.place, batch.log_id, inputs_of(batch), batch.next_offset)
@@ -147,6 +173,11 @@ class Archivist:
         return next_offset
 
     def tick(self) -> float:
+        """Ask one partition at a time whether the record still has it, then compare a piece."""
+        if not self._unasked:
+            self._unasked = list(self._reached)
+        if self._unasked:
+            self._check_stands(self._unasked.pop())
         return self._check.look(self._owned)
 
 
