@@ -9,6 +9,7 @@ it all, so a partition is never revoked in the middle of a batch.
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import threading
@@ -52,6 +53,8 @@ FIRST_BACK_OFF_SECONDS: Final = 0.1
 LONGEST_BACK_OFF_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 0.5
 STUCK_SECONDS: Final = 120.0
+COLLECT_AFTER: Final = 200_000
+"""New containers before the garbage collector looks at them: several batches' worth."""
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -111,6 +114,7 @@ class KafkaHost:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self.stop())
+            _collect_rarely()
         checks = {"kafka": self._check_kafka, **self._ready}
         address = (self._settings.host, self._settings.port)
         try:
@@ -304,3 +308,11 @@ class KafkaHost:
         self._logs.check()
         if not self._group.is_member():
             raise TransientError("not a member of the group yet")
+
+
+def _collect_rarely() -> None:
+    """The process is this host's: its batches make thousands of objects at once and hardly a
+    cycle, and to look through them for cycles took a quarter of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER, 10, 100)
