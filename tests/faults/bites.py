@@ -103,7 +103,7 @@ def record_waits(trial: Trial) -> str:
 def screens_wait(trial: Trial) -> str:
     time.sleep(0.15)  # what is on its way still comes
     before, boards = trial.frames(), trial.boards()
-    for _ in range(4):
+    for _ in range(10):
         time.sleep(0.3)
         if (came := trial.frames()) != before:
             before, boards = came, trial.boards()

@@ -205,9 +205,8 @@ class Scene:
             "SELECT tournament_id, log_offset FROM tournaments WHERE tournament_id = ANY(:names)"
         )
         with self.engine.connect() as connection:
-            found: dict[str, int] = dict(
-                connection.execute(statement, {"names": list(tournaments)}).tuples().all()
-            )
+            rows = connection.execute(statement, {"names": list(tournaments)})
+            found: dict[str, int] = {row[0]: row[1] for row in rows}
         return {name: found.get(name, -1) for name in tournaments}
 
     def unsent(self) -> int:

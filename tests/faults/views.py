@@ -216,9 +216,8 @@ class Views:
         found = []
         with self.scene.engine.connect() as connection:
             for name in self.play.tournaments:
-                rows: dict[int, str] = dict(
-                    connection.execute(statement, {"name": name}).tuples().all()
-                )
+                read = connection.execute(statement, {"name": name})
+                rows: dict[int, str] = {row[0]: row[1] for row in read}
                 wanted = {at: verdict.value for at, verdict in self.verdicts[name].items()}
                 if rows != wanted:
                     differ = sorted(set(rows.items()) ^ set(wanted.items()))[:2]
