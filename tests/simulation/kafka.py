@@ -80,9 +80,7 @@ class Cluster:
         log = self.logs[Place(record.topic, number)]
         offset = log.end + self.gap
         self.gap = 0
-        kept = record._replace(
-            partition=number, offset=offset, timestamp_ms=self.clock.now_ms()
-        )
+        kept = record._replace(partition=number, offset=offset, timestamp_ms=self.clock.now_ms())
         log.records.append(kept)
         log.end = offset + 1
         self._logged(kept)
@@ -236,7 +234,9 @@ class Consumer:
         for place in fresh:
             self._group.owners[place] = self
             committed = self._group.committed.get(place)
-            self._positions[place] = self._cluster.logs[place].low if committed is None else committed
+            self._positions[place] = (
+                self._cluster.logs[place].low if committed is None else committed
+            )
         if fresh:
             self._callbacks["on_assign"](self, _kafkas(fresh))
 
@@ -270,7 +270,7 @@ class Consumer:
         return found
 
     def consume(self, count: int, timeout: float) -> list[_Message]:
-        found = []
+        found: list[_Message] = []
         while len(found) < count and (message := self._next()) is not None:
             found.append(message)
         return found

@@ -31,7 +31,6 @@ names = st.sampled_from(FUNCTIONS_RUN)
 amounts = st.integers(-3, 9)
 
 
-
 class Producer:
     """Writes to `wagers` as game platforms and operators do, well or not."""
 
@@ -98,20 +97,22 @@ def happens(**drawn: Any) -> Callable[[Callable[..., None]], Any]:
         @wraps(step)
         def noted(machine: Machine, **chosen: Any) -> None:
             machine.steps.append((step.__name__, chosen))
-            type(machine).counted(machine)
+            machine.counted()
             step(machine, **chosen)
             machine.world.check()
 
-        return rule(**drawn)(noted)
+        return rule(**drawn)(noted)  # type: ignore[no-untyped-call]
 
     return decorate
 
 
 class Machine(RuleBasedStateMachine):
-    """A world, and everything that may happen to it. `counted` is called with every step."""
+    """A world, and everything that may happen to it."""
 
     mutations: ClassVar[dict[str, Any]] = {}
-    counted: ClassVar[Callable[[Machine], None]] = lambda machine: None
+
+    def counted(self) -> None:
+        """Called with every step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +129,7 @@ class Machine(RuleBasedStateMachine):
         finally:
             self.world.close()
 
-    @initialize()
+    @initialize()  # type: ignore[no-untyped-call]
     def begin(self) -> None:
         self.producer.schedule(TOURNAMENTS[0], 0)
         self.producer.schedule(TOURNAMENTS[1], 0)
@@ -317,8 +318,6 @@ class Machine(RuleBasedStateMachine):
             self.world.set_back()
         else:
             self.world.back_up()
-
-
 
 
 def replay(steps: Steps, machine: type[Machine] = Machine) -> None:

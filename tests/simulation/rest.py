@@ -78,7 +78,7 @@ def check_at_rest(world: World) -> None:
     for tournament_id in TOURNAMENTS:
         _check_tournament(world, tournament_id)
     for place in (p for p in world.cluster.logs if p.topic == WAGERS):
-        due = world.seen.due_letters(place, world.passed_over.get(place, 0))
+        due = world.seen.due_letters(place)
         assert due.items() <= world.seen.letters.items(), "a dead letter is missing"
     assert world.seen.surplus == {}, "something was refused that counts"
     for socket in world.seen.sockets.values():
@@ -94,7 +94,7 @@ def _check_tournament(world: World, name: TournamentId) -> None:
         assert _is_let_go(world, name, expected), f"the board of {name} is gone"
     else:
         assert board == expected, f"the board of {name} differs"
-    missing = world.seen.has_all_below(world.place_of(name), ANY, ANY)
+    missing = world.seen.has_all_below(world.place_of(name), ANY)
     assert missing is None, f"{missing} are missing"
     shown = world.seen.kept.get(f"top.{name}")
     if board is not None:
@@ -115,9 +115,7 @@ def _is_let_go(world: World, name: TournamentId, expected: BoardView) -> bool:
     """Over for so long that the record alone answers."""
     partition = world.place_of(name).partition
     (confirmed,) = (
-        one.confirmed_at_ms
-        for one in world.archive.ledgers(partition)
-        if one.tournament_id == name
+        one.confirmed_at_ms for one in world.archive.ledgers(partition) if one.tournament_id == name
     ) or (0,)
     is_old = confirmed is not None and confirmed + BOARD_KEPT_MS <= world.clock.now_ms()
     return expected.terms.state in OVER and is_old
@@ -155,5 +153,3 @@ def _check_erased(world: World) -> None:
 def _names(row: tuple[object, ...], player_id: str) -> bool:
     texts = [one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in row]
     return any(player_id == text or f'"{player_id}"' in text for text in texts)
-
-

@@ -72,9 +72,7 @@ def _copied(kept: _Kept) -> _Kept:
     )
     rows = {p: Row(row.score, row.reached) for p, row in old._rows.items()}
     new.take_over(old._order, old.sequence, rows, dict(old._names), dict(old._out), seen)
-    return replace(
-        kept, standings=new, changes=list(kept.changes), refusals=dict(kept.refusals)
-    )
+    return replace(kept, standings=new, changes=list(kept.changes), refusals=dict(kept.refusals))
 
 
 class Store:

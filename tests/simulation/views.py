@@ -196,8 +196,10 @@ class Seen:
         self.sockets.pop(channel.removeprefix("conn."), None)
 
     def _check_top(self, body: dict[str, Any]) -> None:
-        view = self.oracle.views[TournamentId(body["tournament_id"])][Offset(body["version"])]
-        assert body == json.loads(top_frame(view).body), "a top frame is a mix"
+        view = self.oracle.views[TournamentId(body["tournament_id"])].get(Offset(body["version"]))
+        assert view is not None, "a top frame is of no sequence"
+        expected = json.loads(top_frame(view).body)
+        assert body == expected, "a top frame is a mix"
 
     def _check_position(self, channel: str, body: dict[str, Any]) -> None:
         name = TournamentId(body["tournament_id"])
@@ -206,8 +208,8 @@ class Seen:
         told = (body["new_rank"], body["score"], body["distance"])
         assert told == (player[3], player[4][0], player[5]), "a position frame differs"
 
-    def has_all_below(self, place: Place, offset: int, since: int) -> str | None:
-        """What is missing of the effects of `place`, from `since` to below `offset`."""
+    def has_all_below(self, place: Place, offset: int) -> str | None:
+        """What is missing of the effects of `place` below `offset`."""
         for name, offsets in self.oracle.offsets.items():
             if not (offsets and place in self._places(name)):
                 continue
@@ -215,17 +217,17 @@ class Seen:
             missing = [one[1] for one in due if self.leapt[name] < one[1] < offset]
             if missing:
                 return f"the changes {missing} of {name}"
-        for (of, at), reason in self.due_letters(place, since).items():
+        for (of, at), reason in self.due_letters(place).items():
             if at < offset and (of, at) not in self.letters:
                 return f"the dead letter ({reason}) of {at}"
         return None
 
-    def due_letters(self, place: Place, since: int) -> dict[tuple[Place, int], str]:
-        """Every dead letter that there has to be of what the log held from `since` on."""
+    def due_letters(self, place: Place) -> dict[tuple[Place, int], str]:
+        """Every dead letter that there has to be of what `place` has held."""
         return {
             (of, at): reason.value
             for (of, at), reason in self.oracle.refused.items()
-            if of == place and at >= since and at > self._leapt_of((of, at))
+            if of == place and at > self._leapt_of((of, at))
         }
 
     def _leapt_of(self, key: tuple[Place, int]) -> int:

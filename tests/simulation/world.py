@@ -1,9 +1,9 @@
 """A simulated world: the real functions behind the real Kafka host, on ports in this process.
 
 One thread, one clock, and nothing happens unless a step says so. Hosts are driven turn by turn:
-`KafkaHost` with its own `Membership`, retries, dead letters and cap, over `simulation.kafka`. Between
-any two effects (calls of a port, records of a send, rows of a restore) something else can be put:
-the process dies, the call fails, another process works, the store loses its tail …
+`KafkaHost` with its own `Membership`, retries, dead letters and cap, over `simulation.kafka`.
+Between any two effects (calls of a port, records of a send, rows of a restore) something else can
+be put: the process dies, the call fails, another process works, the store loses its tail …
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from unittest.mock import patch
 
 import sqlalchemy as sa
@@ -217,8 +217,6 @@ class World:
         self._working: set[int] = set()
         self.saved: dict[int, Saved] = {}
         self.losses = 0
-        self.passed_over: dict[Place, int] = {}
-        """Below this the log had dropped what on-wager had not read: the record alone has it."""
         self._checked: dict[tuple[str, Place], Offset] = {}
         self._differences = self._alarms()
         self.erased: set[str] = set()
@@ -325,7 +323,7 @@ class World:
             topics, sink, how = main.TOPICS, main.OwnLetters(feed), {"decode": main.decode}
         host = KafkaHost(name, topics, self._handlers[name], sink, kafka, settings, {}, **how)
         host._group.join()
-        process = Process(host, host._group._consumer)
+        process = Process(host, cast(Consumer, host._group._consumer))
         self.processes[name].append(process)
         return process
 
@@ -421,13 +419,10 @@ class World:
         for name in ("on-wager", "on-rank-change"):
             running = [one.consumer.position(place) for one in self.processes[name]]
             limits += [Offset(at) for at in running if at is not None]
-            if place.topic == POSITION_CHANGES and name == "on-rank-change":
-                limits.append(self.cluster.committed(name, place) or Offset(0))
+        # A consumer that lags behind the retention is not simulated.
+        reader = "on-wager" if place.topic == WAGERS else "on-rank-change"
+        limits.append(self.cluster.committed(reader, place) or Offset(0))
         low = min(limits)
-        if place.topic == WAGERS:
-            committed = self.cluster.committed("on-wager", place) or 0
-            if committed < low:
-                self.passed_over[place] = low
         log.low = max(log.low, low)
         log.records = [one for one in log.records if one.offset >= log.low]
 
@@ -458,9 +453,7 @@ class World:
         if before is not None:
             self.seen.close(before)
         changes = len(self.oracle.changes[tournament_id])
-        self.seen.sockets[connection_id] = Socket(
-            tournament_id, player_id, connection_id, changes
-        )
+        self.seen.sockets[connection_id] = Socket(tournament_id, player_id, connection_id, changes)
 
     # what is always true
 
@@ -483,8 +476,7 @@ class World:
                     continue
                 self._checked[name, place] = offset
                 if name == "on-wager":
-                    since = self.passed_over.get(place, 0)
-                    missing = self.seen.has_all_below(place, offset, since)
+                    missing = self.seen.has_all_below(place, offset)
                     assert missing is None, f"committed before {missing}"
                 elif name == "archive" and self._backup is None:
                     reached = self.archive.reached(place, log_id(place)) or 0
@@ -502,7 +494,7 @@ class World:
                 (stands,) = self.store.board.stands_at(log_id(place), [name])
                 assert stands is not None, f"progress is ahead of the board of {name}"
                 assert stands >= due, f"progress is ahead of the board of {name}"
-            missing = self.seen.has_all_below(place, told + 1, self.passed_over.get(place, 0))
+            missing = self.seen.has_all_below(place, told + 1)
             assert missing is None, f"progress is ahead of {missing}"
 
     def _may_be_gone(self, name: TournamentId) -> bool:
