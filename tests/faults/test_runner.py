@@ -12,10 +12,10 @@ from faults.kinds import FAULTS
 from faults.runner import Result, line_of, run, schedule_of, table, write
 
 TRIALS = 20
-SECONDS = 420.0
+SECONDS = 600.0
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_twenty_faults_leave_all_five_views_level(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**9)
     print(f"seed {seed}: make faults TRIALS={TRIALS} SEED={seed}")
@@ -24,7 +24,7 @@ def test_twenty_faults_leave_all_five_views_level(tmp_path: Path) -> None:
     print(table(results))
     assert not [one for one in results if one.mismatches]
     # A loaded machine may be too slow for a fault here and there, not for most of them.
-    assert sum(one.is_clean for one in results) > TRIALS * 0.75
+    assert sum(one.is_clean for one in results) > TRIALS * 0.6
 
 
 def test_schedule_has_every_kind_in_turn_and_is_the_same_for_its_seed() -> None:
