@@ -129,7 +129,7 @@ class Machine(RuleBasedStateMachine):
         finally:
             self.world.close()
 
-    @initialize()  # type: ignore[no-untyped-call]
+    @initialize()
     def begin(self) -> None:
         self.producer.schedule(TOURNAMENTS[0], 0)
         self.producer.schedule(TOURNAMENTS[1], 0)
@@ -158,14 +158,16 @@ class Machine(RuleBasedStateMachine):
     @happens(tournament_id=tournaments, player_id=players, what=st.integers(0, 9), amount=amounts)
     def decide(self, tournament_id: str, player_id: str, what: int, amount: int) -> None:
         """What is rarer than a wager."""
-        made = {
+        made: dict[int, Callable[[], LogEntry]] = {
             0: lambda: logs.ended(0),
             1: lambda: logs.cancelled(0) if amount == 0 else logs.started(0),
             2: lambda: logs.disqualified(0, player_id),
             3: lambda: logs.adjusted(0, player_id, amount),
             4: lambda: logs.adjusted(0, player_id, amount),
-        }.get(what, lambda: logs.joined(0, player_id, f"N-{amount}" if amount > 0 else None))
-        self.producer.send(made(), tournament_id)
+        }
+        name = f"N-{amount}" if amount > 0 else None
+        one = made.get(what, lambda: logs.joined(0, player_id, name))
+        self.producer.send(one(), tournament_id)
 
     @happens(tournament_id=tournaments, gap=st.integers(0, 3))
     def garbage(self, tournament_id: str, gap: int) -> None:

@@ -114,9 +114,9 @@ def _frame(view: BoardView) -> Any:
 def _is_let_go(world: World, name: TournamentId, expected: BoardView) -> bool:
     """Over for so long that the record alone answers."""
     partition = world.place_of(name).partition
-    (confirmed,) = (
-        one.confirmed_at_ms for one in world.archive.ledgers(partition) if one.tournament_id == name
-    ) or (0,)
+    ledgers = {one.tournament_id: one for one in world.archive.ledgers(partition)}
+    # Those that were confirmed long ago are not told of any more.
+    confirmed = ledgers[name].confirmed_at_ms if name in ledgers else 0
     is_old = confirmed is not None and confirmed + BOARD_KEPT_MS <= world.clock.now_ms()
     return expected.terms.state in OVER and is_old
 
