@@ -177,6 +177,8 @@ class KafkaSettings(_Settings):
         """The part of a librdkafka configuration that says where and as whom."""
         config: dict[str, str | int | float | bool] = {
             "bootstrap.servers": self.bootstrap_servers,
+            # After an outage nobody stays away for the 10 s that are the default.
+            "reconnect.backoff.max.ms": 1_000,
             "security.protocol": self.security_protocol,
         }
         for name in type(self).model_fields:

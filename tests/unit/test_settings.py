@@ -154,6 +154,7 @@ def test_sasl_is_whole_and_goes_to_the_client_under_its_own_names() -> None:
     config = load(KafkaSettings, {**SASL, "KAFKA_SSL_CA_LOCATION": "/ca.pem"}).client_config()
     assert config == {
         "bootstrap.servers": "a.example:9092,b.example:9093",
+        "reconnect.backoff.max.ms": 1_000,
         "security.protocol": "SASL_SSL",
         "sasl.mechanism": "SCRAM-SHA-512",
         "sasl.username": "user",
