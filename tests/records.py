@@ -23,7 +23,7 @@ from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.errors import Refusal
 from leaderboard.fold import LogEntry
 from leaderboard.model import REMEMBERED_IDS, Disposition, Offset, PlayerId, TournamentId
-from leaderboard.ports import Folded, Input
+from leaderboard.record_ports import Folded, Input
 from leaderboard.settings import DatabaseSettings, load
 from logs import LOG, START_MS, TOMBSTONE_KEY, random_log
 

@@ -44,16 +44,8 @@ from leaderboard.fold import LogEntry
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, RecordSink, Refused, ReplayError
 from leaderboard.model import BOARD_KEPT_MS, ERASED, Offset, Place, TournamentId
-from leaderboard.ports import (
-    Archive,
-    Board,
-    Directory,
-    Input,
-    Ledger,
-    LedgerPage,
-    PlayerRow,
-    Progress,
-)
+from leaderboard.ports import Board, Directory, PlayerRow, Progress
+from leaderboard.record_ports import Archive, Input, Ledger, LedgerPage
 from leaderboard.settings import (
     ArchiveSettings,
     DatabaseSettings,

@@ -52,10 +52,9 @@ from leaderboard.ports import (
     Feed,
     Gateway,
     Outgoing,
-    Record,
-    Snapshots,
     Tokens,
 )
+from leaderboard.record_ports import Record, Snapshots
 from leaderboard.settings import (
     DatabaseSettings,
     GatewaySettings,

@@ -20,18 +20,9 @@ from leaderboard.events import TournamentScheduled
 from leaderboard.fold import LogEntry, Terms, decide
 from leaderboard.hosts.kafka import Assignment, ReplayError
 from leaderboard.model import Disposition, Offset, Place, TournamentId
-from leaderboard.ports import (
-    BatchApplied,
-    Board,
-    Directory,
-    Erasures,
-    Feed,
-    Progress,
-    Record,
-    Snapshots,
-    Summary,
-)
+from leaderboard.ports import BatchApplied, Board, Directory, Erasures, Feed, Progress, Summary
 from leaderboard.rebuild import Rebuild
+from leaderboard.record_ports import Record, Snapshots
 
 LOOK_SECONDS = 1.0
 SWEEP_SECONDS = 5.0

@@ -22,7 +22,8 @@ from leaderboard import telemetry
 from leaderboard.errors import TransientError
 from leaderboard.guard import Guard
 from leaderboard.model import Offset, PlayerId, State, TournamentId
-from leaderboard.ports import Board, BoardView, Directory, Record, Summary
+from leaderboard.ports import Board, BoardView, Directory, Summary
+from leaderboard.record_ports import Record
 
 RECORD_SECONDS: Final = 2.0
 """The longest that a reader waits for the record; its slowest read takes a tenth of it."""

@@ -15,7 +15,8 @@ from typing import Final
 
 from leaderboard import telemetry
 from leaderboard.model import Offset, PositionChange, TournamentId
-from leaderboard.ports import Board, Directory, Erasures, Snapshots, Summary
+from leaderboard.ports import Board, Directory, Erasures, Summary
+from leaderboard.record_ports import Snapshots
 
 ANY: Final = Offset(2**62)
 """Above every offset of a log."""

@@ -57,8 +57,8 @@ from leaderboard.adapters.sql_record import SqlRecord  # noqa: E402
 from leaderboard.adapters.sql_snapshot import SqlSnapshots  # noqa: E402
 from leaderboard.fold import LogEntry  # noqa: E402
 from leaderboard.model import Offset, PlayerId  # noqa: E402
-from leaderboard.ports import Input  # noqa: E402
 from leaderboard.rebuild import Rebuild  # noqa: E402
+from leaderboard.record_ports import Input  # noqa: E402
 from leaderboard.settings import DatabaseSettings, load  # noqa: E402
 from leaderboard.stack.postgres import PostgresServer  # noqa: E402
 from leaderboard.stack.process import Process, free_port  # noqa: E402

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "shared/leaderboard"
 CORE = {"model", "scoring", "ranking", "terms", "fold", "events", "codec", "schemas", "ports"}
-CORE |= {"errors", "frames", "audit", "partitioning", "dead_letters"}
+CORE |= {"errors", "frames", "audit", "partitioning", "dead_letters", "record_ports"}
 LEAVES = {"settings", "telemetry"}
 JOINING = {"guard", "reads", "rebuild"}
 """What several functions make of several ports; they know no adapter."""

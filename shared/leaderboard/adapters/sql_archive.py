@@ -34,8 +34,9 @@ from leaderboard.model import (
     erased_name,
     tombstone,
 )
-from leaderboard.ports import Folded, Input, Ledger, LedgerPage, PlayerRow
+from leaderboard.ports import PlayerRow
 from leaderboard.ranking import sign_of
+from leaderboard.record_ports import Folded, Input, Ledger, LedgerPage
 
 _OVER: Final = (State.ENDED.value, State.CANCELLED.value)
 _LONGEST_ATTRIBUTE: Final = 512

@@ -49,7 +49,7 @@ from leaderboard.model import (
     erased_name,
     tombstone,
 )
-from leaderboard.ports import Folded, Input
+from leaderboard.record_ports import Folded, Input
 
 _OVER: Final = (State.ENDED, State.CANCELLED)
 

@@ -1,0 +1,164 @@
+"""What the record is asked for and given, as roles beside those of `ports`, with the same rules:
+calls block, are safe to repeat, and raise TransientError when the database is away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from leaderboard.errors import Refusal
+from leaderboard.events import Record as EventRecord
+from leaderboard.fold import LogEntry
+from leaderboard.model import Disposition, Offset, Place, PlayerId, State, TournamentId
+from leaderboard.ports import BoardView, PlayerRow, Snapshot, Summary
+
+
+class Record(Protocol):
+    """The record's answers, the same that a board gives, at the sequence that it has reached."""
+
+    def find(self, tournament_id: TournamentId) -> Summary | None:
+        """One tournament, None where the record knows none (yet)."""
+
+    def all(self, state: State | None = None) -> Sequence[Summary]:
+        """Every tournament there ever was, in order of start and id."""
+
+    def sequences(self, tournaments: Sequence[TournamentId]) -> Mapping[TournamentId, Offset]:
+        """The sequence that each has reached, those left out that it does not know."""
+
+    def top(self, tournament_id: TournamentId, limit: int, after_rank: int = 0) -> BoardView | None:
+        """As `Board.top`."""
+
+    def player(self, tournament_id: TournamentId, player_id: PlayerId) -> BoardView | None:
+        """As `Board.player`."""
+
+    def around(
+        self, tournament_id: TournamentId, player_id: PlayerId, radius: int
+    ) -> BoardView | None:
+        """As `Board.around`."""
+
+    def tournaments_of(self, player_id: PlayerId) -> Sequence[TournamentId]:
+        """Every tournament that knows the player."""
+
+
+class Input(NamedTuple):
+    """An event at its place in the log, with its data as they came (JSON text)."""
+
+    entry: LogEntry
+    body: str
+
+
+class Folded(NamedTuple):
+    """What became of a batch in the record."""
+
+    verdicts: Sequence[Disposition | Refusal]
+    """Aligned with the inputs."""
+    repeats: int
+    """How many were applied although an event of the same source and id had been before: ids
+    are remembered for a while only, and the record alone sees what outlives that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What the record has of a tournament that has a board, to be compared with it."""
+
+    tournament_id: TournamentId
+    sequence: Offset
+    players: int
+    is_over: bool
+    confirmed_at_ms: int | None
+    """When record and board were found equal after the end; None: not yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerPage:
+    """Some of a tournament's rows in the record, at one sequence."""
+
+    sequence: Offset
+    rows: Sequence[PlayerRow]
+    last: int | None
+    """What to go on behind; None: these were the last."""
+    players: int | None
+    """With the last rows: how many there are, counted."""
+
+
+class Archive(Protocol):
+    """The record's writer. Each batch is one transaction with the offset that it reaches: what is
+    given again is skipped, and of two owners of a partition one finds it taken.
+
+    The writing methods raise ForeignLogError for a batch of another log than before."""
+
+    def reached(self, place: Place, log_id: str) -> Offset | None:
+        """Everything below this offset is in the record; None: nothing of this place yet."""
+
+    def fold(
+        self, place: Place, log_id: str, batch: Sequence[Input], next_offset: Offset
+    ) -> Folded:
+        """Take in inputs of `wagers`, in log order."""
+
+    def keep_changes(
+        self, place: Place, log_id: str, entries: Sequence[LogEntry], next_offset: Offset
+    ) -> int:
+        """Keep position changes, each sequence of a tournament once; how many were new."""
+
+    def keep_attempts(
+        self, place: Place, log_id: str, entries: Sequence[LogEntry], next_offset: Offset
+    ) -> int:
+        """Keep who asked for a socket; how many were new."""
+
+    def keep_dead_letters(
+        self, place: Place, log_id: str, records: Sequence[EventRecord], next_offset: Offset
+    ) -> int:
+        """Keep records of a dead-letter topic as they came; how many were new."""
+
+    def forget(
+        self, place: Place, log_id: str, entries: Sequence[LogEntry], next_offset: Offset
+    ) -> int:
+        """Forget erased players in what stands beside the tournaments; how many were new."""
+
+    def ledgers(self, partition: int) -> Sequence[Ledger]:
+        """The tournaments of a partition of `wagers` that have a board, or had one lately."""
+
+    def page(self, tournament_id: TournamentId, after: int, limit: int) -> LedgerPage:
+        """Rows in a fixed order: those behind `after` (-1: from the start)."""
+
+    def confirm(self, tournament_id: TournamentId) -> int:
+        """Put down that board and record were found equal after the end; when that was."""
+
+
+class Snapshots(Protocol):
+    """What lost boards are made from: the record, as it stood at any offset it has passed."""
+
+    def reached(self, log_id: str, partition: int) -> Offset | None:
+        """Everything below this offset is in the record; None where it knows nothing of the
+        log. Raises ForeignLogError where it holds another one."""
+
+    def expected(
+        self, partition: int, before: Offset, *, quiet_only: bool = False
+    ) -> Mapping[TournamentId, Offset]:
+        """Which tournaments have to have a board, and how far it has to be at least: the offset
+        of the last event below `before`. `quiet_only`: those without an event from there on,
+        which costs one look at each instead of a search."""
+
+    def taken(
+        self, tournament_id: TournamentId, before: Offset
+    ) -> AbstractContextManager[Snapshot | None]:
+        """The tournament after every event below `before`, for as long as the context is open;
+        None where it did not exist then.
+
+        Where somebody was erased later it is the tournament as it is now: who was erased is not
+        brought back, not even for the time between."""
+
+    def erasures(self, tournament_id: TournamentId) -> Sequence[tuple[str, int]]:
+        """Erasures that the tournament has applied: id and time of the request."""
+
+    def entries(
+        self, partition: int, start: Offset, end: Offset
+    ) -> Iterator[tuple[TournamentId, Sequence[LogEntry] | None]]:
+        """The log from `start` to below `end` as the record keeps it, in pieces of one
+        tournament each, in order within every tournament.
+
+        None in place of entries for one that has erased somebody: nothing of that player is kept
+        under their name, so the fold of what is kept would be another one."""
