@@ -152,27 +152,33 @@ def empty_redis(trial: Trial) -> str:
     return f"{lost} boards of this trial were gone, and all others"
 
 
+SNAPSHOT: Final = """
+local all = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  all[#all + 1] = key
+  all[#all + 1] = redis.call('DUMP', key)
+  all[#all + 1] = redis.call('PEXPIRETIME', key)
+end
+return all
+"""
+"""In one step: a replica is never behind with one key of a board and not with another."""
+
+
 def lose_tail(seconds: float) -> Callable[[Trial], str]:
     """What a failover to a replica that was behind does: all keys are, in one step, what they
     were some time ago, and every connection ends."""
 
     def strike(trial: Trial) -> str:
         client = trial.scene.single
-        keys: Any = client.keys("*")
-        dumped = client.pipeline(transaction=True)
-        for key in keys:
-            dumped.dump(key)
-            dumped.pexpiretime(key)
-        found = dumped.execute()
+        found: Any = client.eval(SNAPSHOT, 0)
         before = trial.boards()
         time.sleep(seconds)
         back = client.pipeline(transaction=True)
         for name in trial.play.tournaments:
             back.hget(f"{{{name}}}:board", "offset")
         back.flushall()
-        for key, value, expires in zip(keys, found[::2], found[1::2], strict=True):
-            if value is not None:
-                back.restore(key, max(expires, 0), value, absttl=expires > 0)
+        for key, value, expires in zip(found[::3], found[1::3], found[2::3], strict=True):
+            back.restore(key, max(expires, 0), value, absttl=expires > 0)
         answers = back.execute()
         acknowledged = [int(at or -1) for at in answers[: len(trial.play.tournaments)]]
         client.client_kill_filter(_type="normal", skipme=True)
