@@ -123,7 +123,10 @@ class ErasureState(BaseModel):
 
 def request_erasure(call: Call, ports: Ports) -> Answer:
     """Forget a player. The same again for the same player; repeat it after an error."""
-    erasure = forget(PlayerId(call.body.player_id), ports)
+    try:
+        erasure = forget(PlayerId(call.body.player_id), ports)
+    except NotFoundError:
+        raise TransientError("the store has forgotten the request on its way; repeat it") from None
     headers = {"Location": f"/v1/erasures/{erasure.erasure_id}"}
     return Answer(ErasureAccepted(erasure_id=erasure.erasure_id), status=202, headers=headers)
 

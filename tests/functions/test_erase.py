@@ -531,3 +531,15 @@ def test_wrong_setting_stops_the_start_and_is_named(
     told = capsys.readouterr().err
     assert name in told
     assert "short" not in told
+
+
+def test_store_emptied_during_the_request_is_an_error_to_repeat(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def emptied(topic: str, one: LogEntry) -> None:
+        stage.redis.flushdb()
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(stage.feed, "_on_publish", emptied)
+        assert stage.post()[0] == 503
+    assert stage.post()[0] == 202
