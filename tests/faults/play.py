@@ -305,6 +305,8 @@ class Play:
                     connection.commit()
                     break
                 except psycopg.Error:
+                    if connection is not None:
+                        connection.close()
                     connection = None
                     self.counts["outbox"] += 1
                     assert time.monotonic() < deadline, "the game's database stays away"
