@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
+STEPS ?= 10000
 STACK_ARGS ?=
 TRIALS ?= 48
 SEED ?=
@@ -35,6 +36,10 @@ test: check kafka connect ## Everything that CI runs, with real servers.
 faults: $(STAMP) kafka ## Kill, cut, empty, fill: trials on a local stack (TRIALS=, SEED=, ONLY=).
 	@PYTHONPATH=tests $(BIN)/python -m faults --trials $(TRIALS) \
 		$(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only "$(ONLY)")
+
+.PHONY: simulate
+simulate: $(STAMP) ## The functions in a simulated world, 10,000 steps (STEPS=, SIMULATION_SEED=).
+	@PYTHONPATH=tests $(BIN)/python -m simulation --steps $(STEPS)
 
 .PHONY: check
 check: $(STAMP) ## Style, types, generated files: verifies, changes nothing.
