@@ -192,7 +192,8 @@ def test_a_side_that_reads_nothing_holds_the_other_up(proxy: Proxy) -> None:
 def test_nobody_behind_it_is_told_at_once() -> None:
     with socket.create_server((LOOPBACK, 0)) as gone:
         port = int(gone.getsockname()[1])
-    with Proxy(port) as proxy, client_of(proxy) as client, pytest.raises(ConnectionError):
+    # As early as while it connects.
+    with Proxy(port) as proxy, pytest.raises(ConnectionError), client_of(proxy) as client:
         client.sendall(b"anybody?")
         client.recv(1)
         client.recv(1)
