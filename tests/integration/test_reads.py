@@ -275,7 +275,8 @@ def test_both_away_is_said_at_once_and_passes_by_itself(scene: Scene) -> None:
             answer = scene.get(BOARD)
             assert answer.status_code == 503
             assert answer.headers["Retry-After"] == "1"
-        assert time.monotonic() - started < FIRST_SECONDS
+        # One of them may still have been who found the record hanging; the others don't wait.
+        assert time.monotonic() - started < 2 * FIRST_SECONDS
         assert scene.get("/readyz").status_code == 503
     wait_for(lambda: scene.get("/readyz").status_code == 200, BACK_SECONDS)
     wait_for(lambda: scene.get(BOARD).status_code == 200, BACK_SECONDS)
