@@ -164,10 +164,12 @@ def _decide(call: Call, ports: Ports, model: type[_Control]) -> Answer:
 
 def _write(call: Call, ports: Ports, data: ev.Data) -> Written:
     event_id = call.headers.get("Idempotency-Key") or str(uuid.uuid4())
-    player_id = getattr(data, "player_id", None)
-    event = ev.Event(event_id, SOURCE, _now_ms(), data, subject=player_id)
+    event = ev.Event(event_id, SOURCE, _now_ms(), data)
+    event = event._replace(subject=event.player_id)
     decode_kafka(encode_kafka(event, ev.WAGERS))  # refuses what no reader of the log could read
-    tournament_id = TournamentId(getattr(data, "tournament_id"))  # noqa: B009 - all of ours have it
+    tournament_id = event.tournament_id
+    if tournament_id is None:
+        raise AssertionError("operators write to the log of one tournament")
     _check(event, _terms(tournament_id, ports))
     offset = ports.feed.publish([Outgoing(ev.WAGERS, event)])[0]
     _wait_until_shown(ports, tournament_id, offset)

@@ -326,17 +326,19 @@ _OF_TOURNAMENT: Final = frozenset(
 _OF_PLAYER: Final = frozenset(
     m for models in TOPICS.values() for m in models.values() if "player_id" in m.model_fields
 )
-_NAMES: Final = {model: name for models in TOPICS.values() for name, model in models.items()}
+_NAMES: Final[Mapping[type[BaseModel], str]] = {
+    model: name for models in TOPICS.values() for name, model in models.items()
+}
 
 
 def type_of(model: type[BaseModel]) -> str:
     """The CloudEvents type of a data model, `io.leaderboard.<name>.v1`."""
-    return f"{TYPE_PREFIX}{_NAMES[model]}.v1"  # type: ignore[index]
+    return f"{TYPE_PREFIX}{_NAMES[model]}.v1"
 
 
 def name_of(model: type[BaseModel]) -> str:
     """The name of a data model in the contract."""
-    return _NAMES[model]  # type: ignore[index]
+    return _NAMES[model]
 
 
 def dead_letter_topic(topic: str) -> str:
@@ -370,14 +372,14 @@ class Event(NamedTuple):
         Only a field of the type counts: an unknown extra one of that name may hold anything."""
         if type(self.data) not in _OF_TOURNAMENT:
             return None
-        return self.data.tournament_id  # type: ignore[return-value, union-attr]
+        return self.data.tournament_id  # type: ignore[return-value, union-attr]  # see above
 
     @property
     def player_id(self) -> PlayerId | None:
         """The player that the event is about; None for events of a whole tournament."""
         if type(self.data) not in _OF_PLAYER:
             return None
-        return self.data.player_id  # type: ignore[return-value, union-attr]
+        return self.data.player_id  # type: ignore[return-value, union-attr]  # see above
 
 
 class Record(NamedTuple):

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -60,8 +60,8 @@ def load_or_exit(model: type[S], environ: Mapping[str, str]) -> S:
         raise SystemExit(2) from None
 
 
-def _told(error: object) -> str:
-    loc, kind, message = error["loc"], error["type"], error["msg"]  # type: ignore[index]
+def _told(error: Mapping[str, Any]) -> str:
+    loc, kind, message = error["loc"], error["type"], error["msg"]
     message = message.removeprefix("Value error, ")
     if not loc:  # of several variables together: the message names them
         return str(message)

@@ -157,7 +157,7 @@ def check(client: RedisClient) -> None:
 
 def _silent(client: RedisCluster) -> ClusterNode | None:
     """The first primary that does not answer."""
-    for node in client.get_primaries():  # type: ignore[no-untyped-call]
+    for node in client.get_primaries():  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
         try:
             if node.redis_connection is not None:
                 _ping(node.redis_connection)
@@ -190,4 +190,4 @@ def _retry(patience: Patience) -> Retry:
 
 
 def _node(host: str, port: int) -> ClusterNode:
-    return ClusterNode(host, port)  # type: ignore[no-untyped-call]
+    return ClusterNode(host, port)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from leaderboard.adapters.redis_client import RedisClient, transient
 from leaderboard.fold import Terms
@@ -38,7 +38,7 @@ class RedisDirectory:
     def find(self, tournament_id: TournamentId) -> Summary | None:
         """One tournament, None where it is unknown."""
         with transient():
-            terms: bytes | None = self._client.hget(KEY, tournament_id)  # type: ignore[assignment]
+            terms: Any = self._client.hget(KEY, tournament_id)
         if terms is None:
             return None
         return Summary(tournament_id, Terms.model_validate_json(terms))
@@ -46,7 +46,7 @@ class RedisDirectory:
     def all(self) -> Sequence[Summary]:
         """Every tournament, in order of start and id."""
         with transient():
-            rows: dict[bytes, bytes] = self._client.hgetall(KEY)  # type: ignore[assignment]
+            rows: Any = self._client.hgetall(KEY)
         found = [
             Summary(TournamentId(name.decode()), Terms.model_validate_json(terms))
             for name, terms in rows.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from leaderboard.adapters.redis_client import RedisClient, transient
 from leaderboard.errors import NotFoundError
@@ -72,9 +72,7 @@ class RedisErasures:
     def find(self, erasure_id: str) -> Erasure | None:
         """The request of this id."""
         with transient():
-            found: dict[bytes, bytes] = self._client.hgetall(  # type: ignore[assignment]
-                _key(erasure_id)
-            )
+            found: Any = self._client.hgetall(_key(erasure_id))
         rows = [part for pair in found.items() for part in pair]
         return _erasure(erasure_id, rows) if rows else None
 

@@ -95,8 +95,8 @@ def _state(settings: Mapping[str, str], name: str) -> State | None:
                 raise
     if "REDIS_URL" not in settings:
         raise SettingsError("QUERY_URL or REDIS_URL would tell, and none is set")
-    from leaderboard.adapters.redis_client import connect  # noqa: PLC0415 - only who asks it
-    from leaderboard.adapters.redis_directory import RedisDirectory  # noqa: PLC0415
+    from leaderboard.adapters.redis_client import connect
+    from leaderboard.adapters.redis_directory import RedisDirectory
 
     summary = RedisDirectory(connect(load(RedisSettings, settings).url)).find(TournamentId(name))
     return None if summary is None else summary.terms.state

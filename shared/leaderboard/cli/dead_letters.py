@@ -228,7 +228,7 @@ def _handle(
     if not yes:
         verb = "Replay" if fate == "replayed" else "Drop"
         click.confirm(f"{verb} {count} dead letter{'s' * (count > 1)} {how}?", abort=True)
-    from leaderboard.adapters.kafka_feed import KafkaFeed  # noqa: PLC0415 - only who sends
+    from leaderboard.adapters.kafka_feed import KafkaFeed
 
     with closing(KafkaFeed(load(KafkaSettings, environment()))) as feed:
         done = handle(letters, fate, by or _user(), feed)

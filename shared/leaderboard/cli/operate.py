@@ -81,7 +81,7 @@ def tournament() -> None:
 @click.option("--min-stake", type=click.IntRange(0), help="Minor units.")
 @click.option("--join", type=click.Choice(["open", "required"]), default="open", show_default=True)
 @click.option("--prizes", help="JSON, kept as it is.")
-def schedule(  # noqa: PLR0913 - they are options
+def schedule(  # noqa: PLR0913 - click gives every option its own argument
     *,
     tournament_id: str,
     name: str | None,

@@ -80,7 +80,7 @@ def produce(  # noqa: PLR0913 - they are options
     seed: int | None,
 ) -> None:
     """Waits for every acknowledgement and says how many there were."""
-    from leaderboard.stack.sender import Sender  # noqa: PLC0415 - only who sends needs Kafka
+    from leaderboard.stack.sender import Sender
 
     if file is not None:
         records, total = _from_file(file, topic), _lines(file)
@@ -154,7 +154,7 @@ def _record(data: WagerPlaced | ScoreSubmitted, event_id: str | None) -> Record:
 def _generated(
     tournament_id: TournamentId, count: int, players: int, currency: str, seed: int | None
 ) -> Iterator[Record]:
-    from leaderboard.stack.play import Crowd, wager  # noqa: PLC0415
+    from leaderboard.stack.play import Crowd, wager
 
     rounds = Crowd(players, random.Random(seed)).rounds()  # noqa: S311 - no secret
     for _, played in zip(range(count), rounds, strict=False):

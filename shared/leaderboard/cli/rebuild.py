@@ -73,13 +73,13 @@ def rebuild(tournaments: tuple[str, ...], every: bool, force: bool, group: str) 
 @contextmanager
 def _opened(settings: Mapping[str, str]) -> Iterator[tuple[Rebuild, dict[TournamentId, int]]]:
     """What rebuilds, and the partition of every tournament in the record."""
-    from leaderboard.adapters import sql_engine, sql_migrations  # noqa: PLC0415 - loaded on use
-    from leaderboard.adapters.redis_board import RedisBoard  # noqa: PLC0415
-    from leaderboard.adapters.redis_client import check, connect  # noqa: PLC0415
-    from leaderboard.adapters.redis_directory import RedisDirectory  # noqa: PLC0415
-    from leaderboard.adapters.redis_erasures import RedisErasures  # noqa: PLC0415
-    from leaderboard.adapters.sql_snapshot import SqlSnapshots  # noqa: PLC0415
-    from leaderboard.rebuild import Rebuild  # noqa: PLC0415
+    from leaderboard.adapters import sql_engine, sql_migrations
+    from leaderboard.adapters.redis_board import RedisBoard
+    from leaderboard.adapters.redis_client import check, connect
+    from leaderboard.adapters.redis_directory import RedisDirectory
+    from leaderboard.adapters.redis_erasures import RedisErasures
+    from leaderboard.adapters.sql_snapshot import SqlSnapshots
+    from leaderboard.rebuild import Rebuild
 
     key = load(TombstoneSettings, settings).bytes()
     engine = sql_engine.connect(load(DatabaseSettings, settings).url)

@@ -19,7 +19,7 @@ def record() -> None:
 @click.argument("revision", default="head")
 def upgrade(revision: str) -> None:
     """Harmless when it is there already; two at once wait for each other."""
-    from leaderboard.adapters import sql_migrations  # noqa: PLC0415 - only who needs it loads it
+    from leaderboard.adapters import sql_migrations
 
     with console.status("taking the schema forward"):
         reached = sql_migrations.upgrade(_url(), revision)
@@ -31,7 +31,7 @@ def upgrade(revision: str) -> None:
 @click.option("--yes", is_flag=True, help="Don't ask.")
 def downgrade(revision: str, yes: bool) -> None:
     """Says what will be lost, and asks."""
-    from leaderboard.adapters import sql_migrations  # noqa: PLC0415
+    from leaderboard.adapters import sql_migrations
 
     lost = sql_migrations.lost(_url(), revision)
     for name, rows in lost.items():
@@ -47,7 +47,7 @@ def downgrade(revision: str, yes: bool) -> None:
 )
 def status() -> int:
     """Changes nothing."""
-    from leaderboard.adapters import sql_engine, sql_migrations  # noqa: PLC0415
+    from leaderboard.adapters import sql_engine, sql_migrations
 
     engine = sql_engine.connect(_url(), pool_size=1)
     try:
@@ -62,7 +62,7 @@ def status() -> int:
 @click.option("--apply", "is_applied", is_flag=True, help="Remove it, for good.")
 def retention(is_applied: bool) -> None:
     """Also makes the partitions of this month and the next."""
-    from leaderboard.adapters import sql_engine, sql_migrations, sql_retention  # noqa: PLC0415
+    from leaderboard.adapters import sql_engine, sql_migrations, sql_retention
 
     settings = environment()
     chosen = load(RetentionSettings, settings)

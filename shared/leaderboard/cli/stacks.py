@@ -71,7 +71,7 @@ def _run(
     redis_cluster: bool = False,
 ) -> None:
     # Only these commands need the stack's packages.
-    from leaderboard.stack.stack import (  # noqa: PLC0415
+    from leaderboard.stack.stack import (
         ENV_FILE,
         StackOptions,
         run_stack,
@@ -124,7 +124,7 @@ def token(roles: tuple[str, ...], subject: str) -> None:
 @click.option("--check", is_flag=True, help="Write nothing; fail if they are stale.")
 def schemas(folder: Path, check: bool) -> None:
     """They are generated from the code's own models."""
-    from leaderboard.schemas import files, write  # noqa: PLC0415
+    from leaderboard.schemas import files, write
 
     if not check:
         write(folder)

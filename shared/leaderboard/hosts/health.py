@@ -60,7 +60,7 @@ class HealthServer:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
                 """Probes every few seconds are no news."""
 
         self._server = _Server(address, _Handler)

@@ -171,12 +171,12 @@ def _row_of(event: Event, topic: str) -> dict[str, Any]:
     return row
 
 
-def _cursor_of(connection: object) -> tuple[Any, str, str]:
+def _cursor_of(connection: Any) -> tuple[Any, str, str]:
     for one in type(connection).__mro__:
         if (known := _DRIVERS.get(one.__module__.partition(".")[0])) is not None:
             if "Async" in one.__name__:
                 break
-            cursor = connection if hasattr(connection, "fetchone") else connection.cursor()  # type: ignore[attr-defined]
+            cursor = connection if hasattr(connection, "fetchone") else connection.cursor()
             return cursor, *known
     kind = type(connection)
     raise TypeError(

@@ -196,7 +196,7 @@ def seen_from(ports: Iterable[int]) -> list[Node]:
 
 def ask(node: redis.Redis, *words: str | int) -> bytes:
     """The answer to a command that redis-py has no method for (or one with a parser of its own)."""
-    answer: bytes = node.execute_command(*words)  # type: ignore[no-untyped-call]
+    answer: bytes = node.execute_command(*words)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
     return answer
 
 

@@ -62,7 +62,7 @@ class SamplePlay:
         self._stopping = stopping
         self._http = httpx.Client(timeout=10)
         # Not for secrets: which player wins a demonstration.
-        self._random = random.Random()  # noqa: S311
+        self._random = random.Random()  # noqa: S311 - play, no secret
         self._crowd = Crowd(settings.players, self._random)
 
     def run(self) -> None:
