@@ -278,6 +278,9 @@ class StandingCheck:
         ledger = current.ledger
         limit = FINAL_PIECE if ledger.is_over else LIVE_PIECE
         page = self._archive.page(ledger.tournament_id, current.after, limit)
+        if page is None:
+            self._waiting.pop(0)
+            return LOOK_SECONDS
         found = self._board.rows(ledger.tournament_id, [row.player_id for row in page.rows])
         if found is None:
             # Being rebuilt, or not there yet.
@@ -326,7 +329,9 @@ class StandingCheck:
 
     def _confirm(self, current: _Pass, log_id: str, sequence: Offset) -> None:
         tournament_id = current.ledger.tournament_id
-        at_ms = self._archive.confirm(tournament_id)
+        at_ms = self._archive.confirm(tournament_id, sequence)
+        if at_ms is None:
+            return
         logger.info("confirmed", extra=telemetry.fields(tournament=tournament_id))
         self._board.expire(tournament_id, sequence, at_ms + BOARD_KEPT_MS)
         self._progress.forget(log_id, current.partition, [tournament_id])

@@ -215,7 +215,10 @@ class OnRankChange:
         watched.top_at = now
         if watched.moved:
             return
-        if view is None or view.terms.state in OVER:
+        if view is None:
+            # Let go, or lost: where it comes back the list says so, and it is watched anew.
+            self._watched.pop(tournament_id, None)
+        elif view.terms.state in OVER:
             if watched.has_new_curve:
                 self._send_curve(tournament_id, watched, now)
             self._over.add(tournament_id)

@@ -121,11 +121,13 @@ class Archive(Protocol):
     def ledgers(self, partition: int) -> Sequence[Ledger]:
         """The tournaments of a partition of `wagers` that have a board, or had one lately."""
 
-    def page(self, tournament_id: TournamentId, after: int, limit: int) -> LedgerPage:
-        """Rows in a fixed order: those behind `after` (-1: from the start)."""
+    def page(self, tournament_id: TournamentId, after: int, limit: int) -> LedgerPage | None:
+        """Rows in a fixed order: those behind `after` (-1: from the start). None where the record
+        does not know the tournament any more (it was set back, or its retention is over)."""
 
-    def confirm(self, tournament_id: TournamentId) -> int:
-        """Put down that board and record were found equal after the end; when that was."""
+    def confirm(self, tournament_id: TournamentId, sequence: Offset) -> int | None:
+        """Put down that board and record were found equal at `sequence`, after the end; when that
+        was. None where the record does not stand there any more."""
 
 
 class Snapshots(Protocol):

@@ -78,7 +78,9 @@ class Past:
         self._fold(name, log, ended_ms)
         archive = SqlArchive(self._engine, TOMBSTONE_KEY, now_ms=lambda: ended_ms)
         if is_over and confirmed:
-            archive.confirm(TournamentId(name))
+            tournament_id = TournamentId(name)
+            (sequence,) = SqlRecord(self._engine).sequences([tournament_id]).values()
+            assert archive.confirm(tournament_id, sequence) is not None
         month = month_of(ended_ms)
         Months(self._engine).ensure(month)
         with writing(self._engine) as connection:

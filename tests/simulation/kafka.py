@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
@@ -20,6 +20,9 @@ from leaderboard.events import Record
 from leaderboard.model import Offset, Place, PositionChange
 from leaderboard.partitioning import partition_of
 from leaderboard.ports import Outgoing
+
+CUT_OFF_SECONDS: Final = 60.0
+"""A member that waits for its commit to be taken polls meanwhile, and so hears at last."""
 
 
 class Clock:
@@ -179,8 +182,8 @@ Callback = Callable[["Consumer", list[TopicPartition]], None]
 class Consumer:
     """What the host's membership uses of `confluent_kafka.Consumer`.
 
-    `budget` bounds the records that polls give out; `is_cut_off` tells that the group has given
-    its partitions away while it still believes to own them."""
+    `budget` bounds the records that polls give out. One that is cut off still believes to own
+    what the group has given away, until it hears from the group again."""
 
     def __init__(self, cluster: Cluster, config: Mapping[str, Any]) -> None:
         self._cluster = cluster
@@ -192,7 +195,7 @@ class Consumer:
         self._paused: set[Place] = set()
         self._answers: list[tuple[KafkaError | None, list[TopicPartition]]] = []
         self.budget = 0
-        self.is_cut_off = False
+        self._cut_off_until = 0.0
 
     # the group
 
@@ -210,14 +213,18 @@ class Consumer:
     def position(self, place: Place) -> int | None:
         return self._positions.get(place)
 
+    @property
+    def is_cut_off(self) -> bool:
+        return self._cluster.clock.seconds < self._cut_off_until
+
     def cut_off(self) -> None:
         """The group gives its partitions away, and it does not know yet."""
         self._group.remove(self)
-        self.is_cut_off = True
+        self._cut_off_until = self._cluster.clock.seconds + CUT_OFF_SECONDS
 
     def learn(self) -> None:
         """It gets to know, with its next poll."""
-        self.is_cut_off = False
+        self._cut_off_until = 0.0
 
     def _serve(self) -> None:
         answers, self._answers = self._answers, []

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from leaderboard.model import TournamentId
-from simulation.machine import Machine, Producer, replay
+from simulation.machine import DAY_SECONDS, Machine, Producer, replay
 from simulation.machine import Steps as Found
 from simulation.rest import check_at_rest, come_to_rest
+from simulation.store import SHARDS
 
 FOUND: dict[str, Found] = {
     # PostgreSQL fails over to a replica that lacks the last transactions (or is set back to a
@@ -42,6 +43,42 @@ FOUND: dict[str, Found] = {
                 "which": 0,
             },
         ),
+    ],
+    # Set back to before a tournament was scheduled, while archive compares that very tournament
+    # with its board: the comparison ended the process.
+    "record set back under the comparison of a tournament it has forgotten": [
+        ("restore_database", {"back": False}),
+        ("all_work", {"records": 5, "again": 2}),
+        ("restore_database", {"back": True}),
+    ],
+    # on-rank-change took a board that was being rebuilt for one that had been let go: when it
+    # came back with its tournament ended, nobody showed the final board.
+    "boards lost just before a tournament ends": [
+        ("all_work", {"records": 8, "again": 4}),
+        ("play", {"played": [("t1", "ann", 2), ("t1", "cyd", 9)]}),
+        ("two_owners", {"name": "on-wager", "index": 0, "learns": False}),
+        ("work", {"name": "on-wager", "index": 1, "records": 5}),
+        ("decide", {"tournament_id": "t1", "player_id": "bea", "what": 0, "amount": -1}),
+        ("lose", {"shard": SHARDS}),
+    ],
+    # Not mended but judged: nobody can tell that the tournament exists, because its board has been
+    # let go and the record is away. Its dead letter is one too many; to wait would stop everybody.
+    "event of a past tournament while the record is away": [
+        ("decide", {"tournament_id": "t0", "player_id": "dot", "what": 0, "amount": 7}),
+        ("all_work", {"records": 50, "again": 3}),
+        ("wait", {"seconds": DAY_SECONDS}),
+        ("all_work", {"records": 50, "again": 1}),
+        ("take_away", {"what": "record", "seconds": 20.0}),
+        ("repeat", {"back": 0}),
+        ("all_work", {"records": 50, "again": 4}),
+    ],
+    # The same: an erasure after the end of someone who was never on the board changes its
+    # sequence and no row, and no frame is sent for it.
+    "erasure of a stranger after the end": [
+        ("schedule", {"tournament_id": "t4", "how": 0}),
+        ("decide", {"tournament_id": "t4", "player_id": "bea", "what": 1, "amount": 0}),
+        ("erase", {"player_id": "ann"}),
+        ("all_work", {"records": 50, "again": 4}),
     ],
 }
 

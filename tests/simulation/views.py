@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,7 +176,7 @@ class Seen:
         key = (letter.origin, letter.origin_offset)
         if self.oracle.refused.get(key) == letter.reason:
             self.letters[key] = letter.reason
-        else:
+        elif not (letter.reason == Refusal.UNKNOWN_TOURNAMENT and self.is_unknowable(record)):
             self.surplus[key] = letter.reason
 
     def publish(self, frame: Frame) -> None:
@@ -238,3 +239,7 @@ class Seen:
         return {self.place_of[name]} if name in self.place_of else set()
 
     place_of: dict[TournamentId, Place] = field(default_factory=dict)
+    is_unknowable: Callable[[Record], bool] = lambda _: False
+    """Whether nobody could tell that a record's tournament exists: its board has been let go, and
+    the record was away. Such an event is refused rather than waited for; it did not count anyway.
+    """

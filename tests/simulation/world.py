@@ -203,7 +203,8 @@ class World:
         self._mutations = dict(mutations or {})
         self.clock = Clock(START_MS)
         self.oracle = Oracle(MemoryBoard(TOMBSTONE_KEY, REMEMBERED, lambda: START_MS))
-        self.seen = Seen(self.oracle)
+        self.seen = Seen(self.oracle, is_unknowable=self._is_unknowable)
+        self._record_was_away = False
         self.cluster = Cluster(TOPICS, self.clock, self.seen.logged)
         for name in TOURNAMENTS:
             self.seen.place_of[name] = self.place_of(name)
@@ -359,9 +360,13 @@ class World:
 
     def reach(self, what: str) -> None:
         """An effect on a dependency; raises TransientError while that is away."""
-        self.effects.step()
-        if self.clock.seconds < self._away.get(what, 0.0):
-            raise away(what)
+        try:
+            self.effects.step()
+            if self.clock.seconds < self._away.get(what, 0.0):
+                raise away(what)
+        except TransientError:
+            self._record_was_away |= what == "record"
+            raise
 
     def take_away(self, what: str, seconds: float) -> None:
         self._away[what] = self.clock.seconds + seconds
@@ -465,6 +470,12 @@ class World:
         if not self.losses:
             self._check_progress()
         assert self._alarms() == self._differences, "board and record are said to differ"
+
+    def _is_unknowable(self, letter: Record) -> bool:
+        name = TournamentId((letter.key or b"").decode())
+        known = self.oracle.last.get(name)
+        is_over = known is not None and known.terms.state in function("on-rank-change").OVER
+        return is_over and self._record_was_away and self.store.board.top(name, 1) is None
 
     def _alarms(self) -> float:
         return float(telemetry.RECORD_DIFFERENCES._value.get())

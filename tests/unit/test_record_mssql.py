@@ -84,7 +84,7 @@ def exercise(engine: sa.Engine) -> None:
                     drained = (taken.rows, taken.names, taken.older, taken.newer)
                     assert all(list(one) is not None for one in drained)
         snapshots.erasures(tournament)
-        archive.confirm(tournament)
+        archive.confirm(tournament, Offset(before))
     record.all()
     record.sequences([TournamentId("t0")])
     record.tournaments_of(PlayerId("p1"))

@@ -213,12 +213,14 @@ class SqlArchive:
                 for row in connection.execute(statement)
             ]
 
-    def page(self, tournament_id: TournamentId, after: int, limit: int) -> LedgerPage:
+    def page(self, tournament_id: TournamentId, after: int, limit: int) -> LedgerPage | None:
         table = tables.tournaments
         with reading(self._engine) as connection:
             own = connection.execute(
                 sa.select(table).where(table.c.tournament_id == tournament_id)
-            ).one()
+            ).one_or_none()
+            if own is None:
+                return None
             sign = sign_of(Terms.model_validate_json(own.terms).rules.order)
             joined = sa.and_(
                 _ROW.tournament_no == _WHO.tournament_no, _ROW.player_no == _WHO.player_no
@@ -248,19 +250,23 @@ class SqlArchive:
         ]
         return LedgerPage(Offset(own.sequence), rows, last, players)
 
-    def confirm(self, tournament_id: TournamentId) -> int:
+    def confirm(self, tournament_id: TournamentId, sequence: Offset) -> int | None:
         table = tables.tournaments
         now_ms = self._now_ms()
         with writing(self._engine) as connection:
-            mine = table.c.tournament_id == tournament_id
+            mine = sa.and_(
+                table.c.tournament_id == tournament_id,
+                table.c.sequence == sequence,
+                table.c.state.in_(_OVER),
+            )
             connection.execute(
                 sa.update(table)
                 .where(mine, table.c.confirmed_at_ms.is_(None))
                 .values(confirmed_at_ms=now_ms)
             )
-            at_ms: int = connection.execute(
+            at_ms: int | None = connection.execute(
                 sa.select(table.c.confirmed_at_ms).where(mine)
-            ).scalar_one()
+            ).scalar()
         return at_ms
 
     def _month(self) -> int:
