@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from flask import Request, Response
 from pydantic import BaseModel, ConfigDict
@@ -45,6 +45,7 @@ from leaderboard.model import TOP_VISIBLE, PlayerId, State, TournamentId
 from leaderboard.ports import (
     BOARD_PLACE,
     Board,
+    BoardView,
     Connections,
     Directory,
     Erasure,
@@ -79,6 +80,7 @@ RECORD_SECONDS: Final = 5.0
 ACKNOWLEDGED_WITHIN_SECONDS: Final = 10.0
 ROLES: Final = frozenset({"operator", "service"})
 logger = logging.getLogger("erase")
+T = TypeVar("T")
 _in_time = Guard("the record", seconds=RECORD_SECONDS, breaks=False)
 
 
@@ -162,6 +164,8 @@ def forget(player_id: PlayerId, ports: Ports) -> Erasure:
     open_still = {t for t, state in listed.items() if state not in OVER}
     noted = {_place(t): PENDING for t, is_in in shown.items() if is_in is not False}
     noted |= {_place(t): PENDING for t in open_still}
+    if recorded is not None:
+        noted |= {_place(t): PENDING for t in recorded.knowing}
     noted |= dict.fromkeys((EVENTS_PLACE, SOCKETS_PLACE, RECORD_PLACE), PENDING)
     erasure = ports.erasures.mark(erasure_id, noted)
     if erasure.player_id is None:
@@ -279,9 +283,10 @@ def _look_again(erasure: Erasure, ports: Ports) -> Erasure:
     for place in _boards_pending(erasure):
         tournament_id = _tournament(place)
         if ports.board.is_erased(tournament_id, player_id):
-            _show_anew(tournament_id, ports)
+            _show_anew(ports.board.top(tournament_id, TOP_VISIBLE), ports)
             done[place] = DONE
-        elif _has_gone(tournament_id, erasure, ports):
+        elif (past := _past(tournament_id, erasure, ports)) is not None:
+            _show_anew(past, ports)
             done[place] = DONE
     told_all = erasure.places.get(EVENTS_PLACE) == DONE
     is_asked = told_all and erasure.places.get(RECORD_PLACE) == PENDING
@@ -290,15 +295,18 @@ def _look_again(erasure: Erasure, ports: Ports) -> Erasure:
     return ports.erasures.mark(erasure.erasure_id, done)
 
 
-def _has_gone(tournament_id: TournamentId, erasure: Erasure, ports: Ports) -> bool:
-    """Whether the board was let go after its end, and the record has the erasure instead."""
+def _past(tournament_id: TournamentId, erasure: Erasure, ports: Ports) -> BoardView | None:
+    """The top by the record of a tournament whose board was let go after its end, without the
+    player; None where it is not so (yet)."""
     if ports.directory.find(tournament_id) is not None:
-        return False
+        return None
 
-    def ask() -> bool:
-        known = ports.record().find(tournament_id)
-        is_over = known is not None and known.terms.state in OVER
-        return is_over and _is_applied(tournament_id, erasure, ports)
+    def ask() -> BoardView | None:
+        # Asked first: what is read after it was applied does not show the player.
+        if not _is_applied(tournament_id, erasure, ports):
+            return None
+        view = ports.record().top(tournament_id, TOP_VISIBLE)
+        return view if view is not None and view.terms.state in OVER else None
 
     return _said_by_record(ask)
 
@@ -313,7 +321,7 @@ def _is_out_of_record(player_id: PlayerId, erasure: Erasure, ports: Ports) -> bo
         told = [_tournament(p) for p in erasure.places if p.startswith(BOARD_PLACE)]
         return all(_is_applied(tournament_id, erasure, ports) for tournament_id in told)
 
-    return _said_by_record(ask)
+    return _said_by_record(ask) or False
 
 
 def _is_applied(tournament_id: TournamentId, erasure: Erasure, ports: Ports) -> bool:
@@ -321,18 +329,18 @@ def _is_applied(tournament_id: TournamentId, erasure: Erasure, ports: Ports) -> 
     return any(erasure_id == erasure.erasure_id for erasure_id, _ in applied)
 
 
-def _said_by_record(ask: Callable[[], bool]) -> bool:
+def _said_by_record(ask: Callable[[], T]) -> T | None:
     """Never said by mistake: who is away says nothing."""
     try:
         return _in_time(ask)
     except TransientError as error:
         logger.warning("the record is away", extra=telemetry.fields(error=str(error)))
-        return False
+        return None
 
 
-def _show_anew(tournament_id: TournamentId, ports: Ports) -> None:
-    """The gateway keeps the last `top` for who comes next; nobody else renews an ended one."""
-    view = ports.board.top(tournament_id, TOP_VISIBLE)
+def _show_anew(view: BoardView | None, ports: Ports) -> None:
+    """The gateway keeps the last `top` for who comes next, also for a day after the board was
+    let go; nobody else renews that of a tournament that is over."""
     if view is not None:
         ports.gateway.publish([top_frame(view)])
 

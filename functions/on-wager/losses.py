@@ -110,7 +110,9 @@ class Losses:
         try:
             restored = self._rebuild.restore(log_id, partition, committed)
         except TransientError:
-            if start < committed:
+            # A witness that says nothing of a partition that was read is one that was lost, also
+            # where the log has nothing left to show it by.
+            if start < committed or (advanced is None and committed > START):
                 raise
             logger.warning("the record is away: boards not compared with it")
             return owned, None

@@ -413,6 +413,22 @@ def test_a_record_knows_every_tournament_of_a_player(engine: sa.Engine) -> None:
     assert record.top(TournamentId("none"), 5) is None
 
 
+def test_an_end_is_confirmed_at_the_sequence_that_was_compared_and_no_other(
+    engine: sa.Engine,
+) -> None:
+    log = [scheduled(0), scored(1, "p1", 5), ended(2), erased(3, "p1")]
+    fold_of(engine).apply(0, LOG, put_down(log[:2]), Offset(2))
+    archive = SqlArchive(engine, TOMBSTONE_KEY, now_ms=lambda: START_MS)
+    assert archive.confirm(T, Offset(1)) is None  # it is not over
+    fold_of(engine).apply(0, LOG, put_down(log), Offset(4))
+    assert archive.confirm(T, Offset(2)) is None
+    assert archive.confirm(T, Offset(3)) == START_MS
+    later = SqlArchive(engine, TOMBSTONE_KEY, now_ms=lambda: START_MS + 1)
+    assert later.confirm(T, Offset(3)) == START_MS
+    assert later.confirm(TournamentId("none"), Offset(0)) is None
+    assert later.page(TournamentId("none"), -1, 10) is None
+
+
 def test_a_fold_of_other_size_windows_reads_as_the_board_does(engine: sa.Engine) -> None:
     """The window is counted in applied ids, so a batch may begin and end anywhere in it."""
     log = interleaved(21, tournaments=1, length=400)

@@ -288,7 +288,7 @@ def test_player_is_forgotten_in_tournaments_whose_boards_went_long_ago(stage: St
     assert f"{erasure_id}/ended" in [one.id for one in stage.feed.events(ev.WAGERS)]
     told = stage.state(erasure_id)
     assert (told["state"], told["places"]["record"]) == ("done", "done")
-    assert "board:ended" not in told["places"]
+    assert told["places"]["board:ended"] == "done"
     assert stage.record.tournaments_of(ALICE) == []
     view = stage.record.top(ENDED, 10)
     assert view is not None
@@ -361,6 +361,16 @@ def test_board_that_was_let_go_before_it_was_asked_is_done_by_the_record(stage: 
     assert stage.state(erasure_id)["places"]["board:ended"] == "pending"
     stage.catch_up()
     assert stage.state(erasure_id)["state"] == "done"
+
+
+def test_last_frame_of_a_board_that_was_let_go_is_sent_anew_from_the_record(stage: Stage) -> None:
+    """The gateway may keep it for as long as a board is kept, and sends it to who comes next."""
+    _let_go(stage, ENDED)
+    _, erasure_id = stage.post()
+    assert stage.state(erasure_id)["state"] == "done"
+    kept = {frame.channel: frame.body for frame in stage.gateway.frames}
+    assert b"erased-" in kept["top.ended"]
+    assert b"alice" not in kept["top.ended"]
 
 
 def test_list_that_was_emptied_hides_no_live_tournament(stage: Stage) -> None:

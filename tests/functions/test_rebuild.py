@@ -520,6 +520,7 @@ def over_and_gone(on_wager: Hosted, archive: Any, engine: sa.Engine, client: red
     ]
     scene = level(scene_of(on_wager, archive, engine, entries, client))
     confirmed_at = scene.record.archive.confirm(T1, Offset(2))
+    assert confirmed_at is not None
     scene.ports.progress.forget(LOG, 0, [T1])
     scene.ports.now_ms = lambda: confirmed_at + BOARD_KEPT_MS + 1
     lose_one_board(client, T1, {})

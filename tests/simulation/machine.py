@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ClassVar, Final
@@ -97,9 +96,10 @@ def happens(**drawn: Any) -> Callable[[Callable[..., None]], Any]:
         @wraps(step)
         def noted(machine: Machine, **chosen: Any) -> None:
             machine.steps.append((step.__name__, chosen))
-            machine.counted()
+            machine.is_broken = True
             step(machine, **chosen)
             machine.world.check()
+            machine.is_broken = False
 
         return rule(**drawn)(noted)  # type: ignore[no-untyped-call]
 
@@ -111,19 +111,18 @@ class Machine(RuleBasedStateMachine):
 
     mutations: ClassVar[dict[str, Any]] = {}
 
-    def counted(self) -> None:
-        """Called with every step."""
-
     def __init__(self) -> None:
         super().__init__()
         self.world = World(self.mutations)
         self.producer = Producer(self.world)
         self.steps: Steps = []
+        self.is_broken = False
+        """A step of it failed: what comes after that says nothing."""
 
     def teardown(self) -> None:
         """However a run ends, everything is said the same in the end."""
         try:
-            if sys.exc_info()[0] is None:
+            if not self.is_broken:
                 come_to_rest(self.world)
                 check_at_rest(self.world)
         finally:

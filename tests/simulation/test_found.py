@@ -61,6 +61,29 @@ FOUND: dict[str, Found] = {
         ("decide", {"tournament_id": "t1", "player_id": "bea", "what": 0, "amount": -1}),
         ("lose", {"shard": SHARDS}),
     ],
+    # The board was let go, and the gateway still gave its last frame, with the erased player in
+    # it, to whoever opened the page of the past tournament.
+    "player erased a day after the end": [
+        ("score", {"tournament_id": "t1", "player_id": "cyd", "amount": 7, "how": 0}),
+        ("decide", {"tournament_id": "t1", "player_id": "bea", "what": 0, "amount": 7}),
+        ("all_work", {"records": 50, "again": 4}),
+        ("wait", {"seconds": DAY_SECONDS}),
+        ("all_work", {"records": 50, "again": 2}),
+        ("erase", {"player_id": "cyd"}),
+    ],
+    # Everything at once: the log has dropped what was read, the store is emptied, the record is
+    # away, and the schedule comes again: on-wager began a new board with it.
+    "schedule repeated to an emptied store while nobody knows better": [
+        ("all_work", {"records": 50, "again": 3}),
+        ("lose", {"shard": SHARDS}),
+        ("take_away", {"what": "record", "seconds": 20.0}),
+        ("processes", {"name": "on-wager", "index": 0, "how": "kill"}),
+        ("drop_oldest", {"which": 0}),
+        ("drop_oldest", {"which": 1}),
+        ("repeat", {"back": 1}),
+        ("work", {"name": "on-wager", "index": 0, "records": 5}),
+        ("work", {"name": "on-wager", "index": 0, "records": 5}),
+    ],
     # Not mended but judged: nobody can tell that the tournament exists, because its board has been
     # let go and the record is away. Its dead letter is one too many; to wait would stop everybody.
     "event of a past tournament while the record is away": [
