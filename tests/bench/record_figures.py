@@ -3,18 +3,21 @@
     python tests/bench/record_figures.py archive --wagers 200000
     python tests/bench/record_figures.py rebuild --players 100000
     python tests/bench/record_figures.py reads --players 100000
+    python tests/bench/record_figures.py served --rate 50
 
 `archive`: one process of the function, a backlog in real Kafka (wagers in one tournament, 100,000
 players with standings, Zipf play; with --changes a position change beside each), real PostgreSQL
 with fsync on; its standings are compared with the oracle's. `rebuild`: snapshot from PostgreSQL
 into an empty Redis, with 200,000 ids; the board is compared with the record. `reads`: top 100, own
-rank and around from the record while nothing else runs. Everything stays on loopback and is bounded
-in count. Prints JSON lines; asserts no time.
+rank and around from the record while nothing else runs. `served`: the top 100 by HTTP from one
+process of `query` whose Redis is away, open loop: a read's time is the one it was due at.
+Everything stays on loopback and is bounded in count. Prints JSON lines; asserts no time.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import random
 import signal
@@ -22,9 +25,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import aiohttp
 import sqlalchemy as sa
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,11 +64,14 @@ from leaderboard.model import Offset, PlayerId  # noqa: E402
 from leaderboard.rebuild import Rebuild  # noqa: E402
 from leaderboard.record_ports import Input  # noqa: E402
 from leaderboard.settings import DatabaseSettings, load  # noqa: E402
+from leaderboard.stack.backbone import answers_ok, common_settings, issuer_service  # noqa: E402
+from leaderboard.stack.functions import FUNCTIONS  # noqa: E402
 from leaderboard.stack.postgres import PostgresServer  # noqa: E402
 from leaderboard.stack.process import Process, free_port  # noqa: E402
 from leaderboard.stack.servers import KafkaServer, RedisServer, redis_program  # noqa: E402
 from leaderboard.stack.topics import create_topics  # noqa: E402
 from logs import LOG, START_MS, TOMBSTONE_KEY  # noqa: E402
+from running import wait_for  # noqa: E402
 
 BATCH = 5_000
 
@@ -297,6 +304,66 @@ def reads(count: int, players: int) -> None:
         engine.dispose()
 
 
+# --- reads by HTTP, while the boards are away ----------------------------------------------------
+
+
+def served(rate: int, seconds: int, players: int) -> None:
+    say(what="top 100 by HTTP, boards away", players=players, rate=rate, machine=machine())
+    with tempfile.TemporaryDirectory() as name, database(Path(name)) as (server, url):
+        _filled(url, players).dispose()
+        ports = {one: free_port() for one in ("ISSUER_PORT", "QUERY_PORT", "CONNECT_PORT")}
+        settings = {
+            **common_settings(ports, {}),
+            "REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",  # nobody is there
+            "DATABASE_URL": server.url,
+        }
+        with ExitStack() as running:
+            issuer = issuer_service(Path(name), ports["ISSUER_PORT"])
+            (function,) = (one for one in FUNCTIONS if one.name == "query")
+            process = Process(
+                "query",
+                function.command(ROOT, ports["QUERY_PORT"]),
+                environ=function.environ(settings, ports["QUERY_PORT"]),
+                log_path=Path(name) / "query.log",
+            )
+            for one in (issuer.process, process):
+                one.start()
+                running.callback(one.stop)
+            query = f"http://127.0.0.1:{ports['QUERY_PORT']}"
+            wait_for(issuer.answers, 30)
+            wait_for(lambda: answers_ok(f"{query}/readyz"), 30)
+            asyncio.run(_served(query, settings["ISSUER_URL"], rate, seconds))
+
+
+async def _served(query: str, issuer: str, rate: int, seconds: int) -> None:
+    async with aiohttp.ClientSession() as session:
+        asked = {"subject": "bench", "roles": ["operator"]}
+        async with session.post(f"{issuer}/token", json=asked) as answer:
+            headers = {"Authorization": f"Bearer {(await answer.json())['token']}"}
+        url = f"{query}/v1/tournaments/{T}/standings?limit=100"
+        times: list[float] = []
+
+        async def read(due: float) -> None:
+            await asyncio.sleep(max(due - time.perf_counter(), 0))
+            async with session.get(url, headers=headers) as got:
+                told = await got.json()
+            assert (got.status, told["source"], len(told["standings"])) == (200, "record", 100)
+            times.append((time.perf_counter() - due) * 1000)
+
+        begun = time.perf_counter()
+        await asyncio.gather(*(read(begun + 1 + n / rate) for n in range(rate * seconds)))
+        lasted = time.perf_counter() - begun - 1
+    warm = times[rate:]
+    say(
+        offered_per_second=rate,
+        achieved_per_second=round(len(times) / lasted),
+        p50_ms=_ms(warm, 0.5),
+        p99_ms=_ms(warm, 0.99),
+        p999_ms=_ms(warm, 0.999),
+        max_ms=_ms(warm, 1),
+    )
+
+
 def _timed(who: str, read: Callable[[], object], count: int) -> None:
     for _ in range(20):
         read()
@@ -328,11 +395,17 @@ def main() -> None:
     third = what.add_parser("reads")
     third.add_argument("--count", type=int, default=500)
     third.add_argument("--players", type=int, default=100_000)
+    fourth = what.add_parser("served")
+    fourth.add_argument("--rate", type=int, default=50)
+    fourth.add_argument("--seconds", type=int, default=30)
+    fourth.add_argument("--players", type=int, default=100_000)
     given = parser.parse_args()
     if given.what == "archive":
         archive(given.runs, given.wagers, given.players, changes=given.changes)
     elif given.what == "rebuild":
         rebuild(given.runs, given.players)
+    elif given.what == "served":
+        served(given.rate, given.seconds, given.players)
     else:
         reads(given.count, given.players)
 
