@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=10_000)
     wanted = parser.parse_args().steps
-    if os.environ.get("PYTHONHASHSEED") != "0":
+    if sys.flags.hash_randomization:
         # The order of sets is part of what a seed has to repeat.
         again = [sys.executable, "-m", "simulation", *sys.argv[1:]]
         os.execve(sys.executable, again, {**os.environ, "PYTHONHASHSEED": "0"})  # noqa: S606 - itself
