@@ -9,13 +9,13 @@ A mark has no `dlq_reason`, a dead letter always has: no header of a producer's 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from leaderboard.errors import RefusedError
 from leaderboard.events import Record, dead_letter_topic, parse_time_ms
-from leaderboard.model import Place
+from leaderboard.model import Place, is_id
 
 HEADERS: Final = "dlq_"
 ATTEMPTS: Final = "dlq_attempts"
@@ -150,6 +150,40 @@ def read(record: Record) -> DeadLetter | Mark | None:
         offset,
         int(attempts) if attempts.isascii() and attempts.isdecimal() else 0,
     )
+
+
+def ids_in(
+    key: str | None, headers: Mapping[str, str | None], value: bytes | None
+) -> frozenset[str]:
+    """Everything in a refused event that may be the id of its player: its key, its subject, and
+    each text of its value where that is JSON, names of members included, wherever it stands.
+
+    Not found is what is a part of a longer text, encoded, or in a value that nobody can read or
+    that is over `MAX_SEARCHED_BYTES`."""
+    found = {text for name, text in headers.items() if name.lower() == "ce_subject"}
+    found |= {key, *_texts_of(value or b"")}
+    return frozenset(text for text in found if text is not None and is_id(text))
+
+
+def _texts_of(value: bytes) -> Iterator[str]:
+    if len(value) > MAX_SEARCHED_BYTES:
+        return
+    try:
+        waiting = [json.loads(value.decode())]
+    except (ValueError, RecursionError):
+        return
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, list):
+            waiting += one
+        elif isinstance(one, dict):
+            waiting += one.values()
+            yield from one
+            if isinstance(number := one.get("player_id"), int):
+                # No id, and refused for that; it says who it is all the same.
+                yield str(number)
 
 
 def _mark_of(told: Mapping[str, str], origin: Place, origin_offset: int) -> Mark | None:

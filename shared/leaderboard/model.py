@@ -152,6 +152,12 @@ def tombstone(key: bytes, tournament_id: str, player_id: str) -> bytes:
     return hmac.new(key, f"{tournament_id}/{player_id}".encode(), hashlib.sha256).digest()[:16]
 
 
+def erasure_id_of(key: bytes, player_id: str) -> str:
+    """The id of a player's request to be forgotten (HMAC-SHA-256): the same for the same player,
+    and telling nothing of them to who has no `key`."""
+    return "er-" + hmac.digest(key, f"erasure/{player_id}".encode(), "sha256").hex()[:32]
+
+
 def erased_name(mark: bytes) -> PlayerId:
     """The name under which an erased player's row stays on an ended board."""
     return PlayerId(f"{ERASED}{mark[:6].hex()}")

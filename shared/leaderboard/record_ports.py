@@ -42,6 +42,9 @@ class Record(Protocol):
     def tournaments_of(self, player_id: PlayerId) -> Sequence[TournamentId]:
         """Every tournament that knows the player."""
 
+    def is_forgotten(self, erasure_id: str) -> bool:
+        """Whether the player behind this request was forgotten: the record has read of it."""
+
 
 class Input(NamedTuple):
     """An event at its place in the log, with its data as they came (JSON text)."""

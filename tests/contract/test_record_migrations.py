@@ -21,10 +21,11 @@ from leaderboard.adapters.sql_months import Months, month_of
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.errors import SettingsError, TransientError
 from leaderboard.events import PlayerDisqualified, PlayerErased
-from leaderboard.model import Offset
-from logs import LOG, START_MS, TOMBSTONE_KEY, T, random_log
+from leaderboard.model import Offset, erasure_id_of
+from logs import LOG, START_MS, TOMBSTONE_KEY, T, entry, random_log
 from records import DIALECTS, dump, engine_of, fresh_database, put_down
 
+HEAD = "record_0003"
 STANDING_BESIDE = ("position_changes", "told_changes", "connection_attempts", "dead_letters")
 
 
@@ -70,7 +71,7 @@ def test_the_first_revision_holds_a_record_and_the_way_forth_and_back_keeps_it(
             fill(engine)
         before = dump(engine)
         assert not set(STANDING_BESIDE) & set(before)
-        assert upgrade(url) == "record_0002"
+        assert upgrade(url, "0002") == "record_0002"
         fill_beside(engine)
         whole = dump(engine)
         assert {name: whole[name] for name in before} == before
@@ -80,11 +81,38 @@ def test_the_first_revision_holds_a_record_and_the_way_forth_and_back_keeps_it(
         assert lost(url, "0001") == dict.fromkeys(STANDING_BESIDE, 1)
         assert downgrade(url, "0001") == "record_0001"
         assert dump(engine) == before
-        assert upgrade(url) == "record_0002"
+        assert upgrade(url) == HEAD
         again = dump(engine)
         assert {name: again[name] for name in before} == before
         assert all(again[name] == [] for name in STANDING_BESIDE)
         fill_beside(engine)
+
+
+def test_who_was_forgotten_before_there_were_marks_is_marked(url: str) -> None:
+    """The third revision, forward on a record that has erasures, back, and forward again."""
+    upgrade(url)
+    mark = erasure_id_of(TOMBSTONE_KEY, "p1")
+    with engine_of(url, migrated=False) as engine:
+        fill(engine)
+        fold = SqlFold(engine, TOMBSTONE_KEY, now_ms=lambda: START_MS)
+        erasures = [
+            entry(at, PlayerErased(tournament_id=T, player_id=who, erasure_id=told),
+                  time_ms=START_MS + at)
+            for at, who, told in ((901, "p1", mark), (902, "p1", mark), (903, "p2", "er-2"))
+        ]  # fmt: skip
+        fold.apply(0, LOG, put_down(erasures), Offset(904))
+        whole = dump(engine)
+        assert len(whole["forgotten_players"]) == 2
+        assert lost(url, "0002") == {"forgotten_players": 2}
+        assert downgrade(url, "0002") == "record_0002"
+        before = dump(engine)
+        assert before == {name: whole[name] for name in whole if name != "forgotten_players"}
+        assert upgrade(url) == HEAD
+        after = dump(engine)
+        marks = after.pop("forgotten_players")
+        assert after == before
+        assert marks == sorted([(mark, START_MS + 901), ("er-2", START_MS + 903)])
+        assert SqlRecord(engine).is_forgotten(mark)
 
 
 def test_a_filled_record_goes_back_to_nothing_and_leaves_no_table(url: str) -> None:
@@ -136,10 +164,10 @@ def test_storage_settings_of_migrations_are_those_of_the_code(
 
 
 def test_upgrade_is_harmless_again_and_never_goes_back(url: str) -> None:
-    assert upgrade(url) == "record_0002"
-    assert upgrade(url) == "record_0002"
-    assert upgrade(url, "0001") == "record_0002"
-    assert downgrade(url, "record_0002") == "record_0002"
+    assert upgrade(url) == HEAD
+    assert upgrade(url) == HEAD
+    assert upgrade(url, "0001") == HEAD
+    assert downgrade(url, HEAD) == HEAD
     with pytest.raises(SettingsError, match="'0099' is no revision"):
         upgrade(url, "0099")
     downgrade(url, "0001")
@@ -160,7 +188,7 @@ def test_two_upgrades_at_once_are_as_good_as_one(url: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert reached == ["record_0002"] * 4
+    assert reached == [HEAD] * 4
     with engine_of(url, migrated=False) as engine:
         check(engine)
 

@@ -37,7 +37,7 @@ from leaderboard.stack.process import LOOPBACK, free_port
 from leaderboard.stack.servers import KafkaServer
 from logs import LOG, START_MS, TOMBSTONE_KEY
 from proxy import Proxy
-from records import fresh_database
+from records import dump, fresh_database
 from running import wait_for
 from samples import structured_of
 
@@ -306,6 +306,30 @@ def test_every_topic_is_kept_as_it_came(
     view = SqlRecord(engine).top(t, 1)
     assert view is not None
     assert view.standings[0].player_id == "p1"
+
+
+def test_what_comes_after_an_erasure_names_nobody(
+    archives: Archives, engine: sa.Engine, servers: str
+) -> None:
+    """An attempt and a dead letter that were on their way; the log of `wagers` is told first."""
+    t = unique("late")
+    gone, other = f"{t}-gone", f"{t}-other"
+    erased = ev.PlayerErased(tournament_id=t, player_id=gone, erasure_id=f"er-{t}")
+    log = records_of([logs.scheduled(0, t, event_id=f"{t}/s"), logs.entry(1, erased)])
+    send(servers, [*log, attempt_of(t, gone)])
+    archives.start()
+    attempts, letters = tables.connection_attempts, tables.dead_letters
+    mine = (attempts.c.tournament_id == t, attempts.c.player_id.is_(None))
+    wait_for(lambda: inputs_of(engine, t) == 2, READ_SECONDS)
+    wait_for(lambda: count(engine, attempts, *mine) == 1, READ_SECONDS)
+    came = Record(ev.WAGERS, t.encode(), json.dumps({"playerId": gone}).encode(), (), 0, 9)
+    refused = bury(came, RefusedError(Refusal.SCHEMA, "no wager"), "2026-01-01T00:00:00.000Z")
+    send(servers, [attempt_of(t, gone), attempt_of(t, other), refused])
+    wait_for(lambda: count(engine, attempts, *mine) == 2, READ_SECONDS)
+    wait_for(lambda: count(engine, letters, letters.c.tournament_id == t) == 1, READ_SECONDS)
+    assert count(engine, attempts, attempts.c.player_id == other) == 1
+    for table, rows in dump(engine).items():
+        assert not any(gone in str(row) for row in rows), table
 
 
 # --- stopped -------------------------------------------------------------------------------------

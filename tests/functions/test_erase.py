@@ -17,12 +17,12 @@ from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import RedisClient, connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
-from leaderboard.adapters.redis_erasures import RedisErasures, erasure_id_of
+from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.adapters.sql_snapshot import SqlSnapshots
 from leaderboard.errors import TransientError
 from leaderboard.fold import LogEntry
-from leaderboard.model import Offset, PlayerId, TournamentId
+from leaderboard.model import Offset, PlayerId, TournamentId, erasure_id_of
 from leaderboard.ports import Grant
 from logs import ALICE, BOB, TOMBSTONE_KEY, entry, scheduled, scored
 from ports import Countdown, Interrupted, KnownTokens, MemoryFeed, MemoryGateway

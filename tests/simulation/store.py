@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from leaderboard.adapters.memory_board import MemoryBoard, _Kept
-from leaderboard.adapters.redis_erasures import erasure_id_of
 from leaderboard.errors import NotFoundError
 from leaderboard.fold import Row, SeenIds, Standings
-from leaderboard.model import Offset, PlayerId, TournamentId
+from leaderboard.model import Offset, PlayerId, TournamentId, erasure_id_of
 from leaderboard.ports import BOARD_PLACE, Erasure, Snapshot, Summary
 
 SHARDS: Final = 2

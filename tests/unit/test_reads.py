@@ -73,6 +73,10 @@ class Near(Store):
 class Far(Store):
     """`ports.Record`."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.forgotten: set[str] = set()
+
     def all(self, state: State | None = None) -> Sequence[Summary]:
         found = [one for one in self.listed.values() if state in (None, one.terms.state)]
         return self.answer(lambda: found)
@@ -85,6 +89,9 @@ class Far(Store):
 
     def tournaments_of(self, player_id: PlayerId) -> Sequence[TournamentId]:
         return self.answer(lambda: [t for t in self.listed if self.board.is_in(t, player_id)])
+
+    def is_forgotten(self, erasure_id: str) -> bool:
+        return self.answer(lambda: erasure_id in self.forgotten)
 
 
 class Scene:

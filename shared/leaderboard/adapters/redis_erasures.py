@@ -6,14 +6,12 @@ a place is pending. Nobody can tell from its name whom it is about without the k
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from leaderboard.adapters.redis_client import RedisClient, transient
 from leaderboard.errors import NotFoundError
-from leaderboard.model import PlayerId, TournamentId
+from leaderboard.model import PlayerId, TournamentId, erasure_id_of
 from leaderboard.ports import BOARD_PLACE, Erasure
 
 _PLACE: Final = b"place:"
@@ -47,11 +45,6 @@ end
 if places > 0 and pending == 0 then redis.call('HDEL', KEYS[1], 'player_id') end
 return redis.call('HGETALL', KEYS[1])
 """
-
-
-def erasure_id_of(key: bytes, player_id: PlayerId) -> str:
-    """The id of a player's request: the same for the same player, and telling nothing of them."""
-    return "er-" + hmac.new(key, f"erasure/{player_id}".encode(), hashlib.sha256).hexdigest()[:32]
 
 
 class RedisErasures:

@@ -9,14 +9,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
 from leaderboard import events as ev
 from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.sql_engine import find, insert, reading, update, writing
-from leaderboard.adapters.sql_erasure import NOBODY, forget_attempts
+from leaderboard.adapters.sql_erasure import (
+    NO_HEADERS,
+    NOBODY,
+    alone_with_marks,
+    forget_beside,
+    hold_marks,
+    mark_forgotten,
+    marked,
+    named_in,
+)
 from leaderboard.adapters.sql_fold import SqlFold
 from leaderboard.adapters.sql_months import Months, month_of
 from leaderboard.adapters.sql_positions import position_of, take_position
@@ -83,6 +92,7 @@ class SqlArchive:
             names = sorted({str(entry.event.tournament_id) for entry in fresh})
             told = _told(connection, names)
             known = dict(told)
+            hold_marks(connection)
             erased = self._erased(connection, names, fresh)
             rows: list[tuple[Any, ...]] = []
             for entry in fresh:
@@ -149,19 +159,12 @@ class SqlArchive:
         self, place: Place, log_id: str, entries: Sequence[LogEntry], next_offset: Offset
     ) -> int:
         month = self._month()
-        rows: list[tuple[Any, ...]] = []
         with writing(self._engine) as connection:
-            for entry in _fresh(connection, place, log_id, entries, next_offset):
-                event, data = entry.event, entry.event.data
-                if not isinstance(data, ev.ConnectionDecided):
-                    raise AssertionError("the codec lets nothing else into connections")
-                rows.append(
-                    (
-                        place.partition, entry.offset, month, event.id, event.time_ms,
-                        data.tournament_id, data.player_id, data.allowed, _short(data.reason),
-                        _short(data.address), _short(data.user_agent, _LONGEST_AGENT),
-                    )
-                )  # fmt: skip
+            fresh = _fresh(connection, place, log_id, entries, next_offset)
+            hold_marks(connection)
+            named = {str(player_id) for one in fresh if (player_id := one.event.player_id)}
+            forgotten = marked(connection, self._key, named)
+            rows = [_attempt(place, one, month, forgotten) for one in fresh]
             insert(connection, tables.connection_attempts, rows)
         return len(rows)
 
@@ -174,7 +177,17 @@ class SqlArchive:
             if start is None:
                 return 0
             rows = [_letter(place, one, month) for one in records if one.offset >= start]
-            insert(connection, tables.dead_letters, rows)
+            hold_marks(connection)
+            named = [named_in(row) for row in rows]
+            forgotten = marked(connection, self._key, frozenset().union(*named))
+            insert(
+                connection,
+                tables.dead_letters,
+                [
+                    _emptied(row, forgotten) if names & forgotten else row
+                    for row, names in zip(rows, named, strict=True)
+                ],
+            )
         return len(rows)
 
     def forget(
@@ -182,9 +195,14 @@ class SqlArchive:
     ) -> int:
         with writing(self._engine) as connection:
             fresh = _fresh(connection, place, log_id, entries, next_offset)
-            for entry in fresh:
-                if (player_id := entry.event.player_id) is not None:
-                    forget_attempts(connection, player_id)
+            requested = {
+                str(player_id): one.event.time_ms
+                for one in reversed(fresh)
+                if (player_id := one.event.player_id) is not None
+            }
+            alone_with_marks(connection)
+            mark_forgotten(connection, self._key, requested)
+            forget_beside(connection, requested)
         return len(fresh)
 
     # looking back at the fold
@@ -298,17 +316,54 @@ def _told(connection: sa.Connection, names: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def _letter(place: Place, record: ev.Record, month: int) -> tuple[Any, ...]:
+def _attempt(
+    place: Place, entry: LogEntry, month: int, forgotten: frozenset[str]
+) -> tuple[Any, ...]:
+    event, data = entry.event, entry.event.data
+    if not isinstance(data, ev.ConnectionDecided):
+        raise AssertionError("the codec lets nothing else into connections")
+    event_id, player_id, address, agent = event.id, data.player_id, data.address, data.user_agent
+    if player_id in forgotten:
+        event_id, player_id, address, agent = NOBODY, None, None, None
+    return (
+        place.partition, entry.offset, month, event_id, event.time_ms,
+        data.tournament_id, player_id, data.allowed, _short(data.reason),
+        _short(address), _short(agent, _LONGEST_AGENT),
+    )  # fmt: skip
+
+
+class _Letter(NamedTuple):
+    """A row of `dead_letters`."""
+
+    topic: str
+    log_partition: int
+    log_offset: int
+    month: int
+    logged_at_ms: int
+    reason: str | None
+    tournament_id: str | None
+    player_id: str | None
+    headers: str
+    value: bytes | None
+    handled: int
+
+
+def _letter(place: Place, record: ev.Record, month: int) -> _Letter:
     headers = {
         name: None if value is None else value.decode("utf-8", "backslashreplace")
         for name, value in record.headers
     }
     key = None if record.key is None else record.key.decode("utf-8", "backslashreplace")
-    return (
+    return _Letter(
         place.topic, place.partition, record.offset, month, record.timestamp_ms,
         _short(headers.get("dlq_reason"), 64), _short(key), _short(headers.get("ce_subject")),
         json.dumps(headers), record.value, int(isinstance(read(record), Mark)),
     )  # fmt: skip
+
+
+def _emptied(letter: _Letter, forgotten: frozenset[str]) -> _Letter:
+    key = None if letter.tournament_id in forgotten else letter.tournament_id
+    return letter._replace(tournament_id=key, player_id=None, headers=NO_HEADERS, value=None)
 
 
 def _short(text: str | None, length: int = _LONGEST_ATTRIBUTE) -> str | None:

@@ -251,6 +251,22 @@ def find(
             yield from connection.execute(statement.where(scope == one, key.in_(some)))
 
 
+def among(
+    connection: sa.Connection,
+    statement: sa.Select[Any],
+    key: sa.Column[Any],
+    wanted: Iterable[Any],
+) -> Iterator[Any]:
+    """The rows of `statement` whose key is wanted, in any order."""
+    values = list(wanted)
+    if values and connection.dialect.name == "postgresql":
+        yield from connection.execute(statement.where(key == sa.any_(_array(key, values))))
+        return
+    for start in range(0, len(values), _KEYS_AT_ONCE):
+        some = values[start : start + _KEYS_AT_ONCE]
+        yield from connection.execute(statement.where(key.in_(some)))
+
+
 def _array(column: sa.Column[Any], values: Sequence[Any]) -> sa.ColumnElement[Any]:
     """Values as an array of PostgreSQL, sent as one text: the driver makes arrays from lists one
     element at a time, which took longer than all the rest. No value has control characters."""

@@ -7,14 +7,17 @@ ids that producers made (players' names are often part of them), names, rounds, 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from leaderboard.adapters import sql_schema as tables
-from leaderboard.adapters.sql_engine import update
+from leaderboard.adapters.sql_engine import among, insert, update
+from leaderboard.dead_letters import ids_in
 from leaderboard.events import Event
 from leaderboard.fold import event_key
+from leaderboard.model import erasure_id_of
 
 _KEPT: Final = frozenset(
     {"tournament_id", "game_id", "stake_minor", "win_minor", "currency", "score", "subscore"}
@@ -22,6 +25,13 @@ _KEPT: Final = frozenset(
 )
 """Fields that the fold needs, or that say how much was played, and not by whom."""
 NOBODY: Final = "erased"
+NO_HEADERS: Final = "{}"
+"""Of a dead letter that named somebody; its value is gone as well."""
+_LOCK: Final = 5_318_010
+"""Of PostgreSQL's advisory locks; the two before are of the months and the migrations."""
+_AT_ONCE: Final = 500
+_LOOKED_FOR_AT_ONCE: Final = 20
+"""For more players than that, every dead letter is looked at once."""
 
 
 def pseudonymised(body: str, name: str) -> str:
@@ -87,17 +97,107 @@ def forget_changes(
     )
 
 
-def forget_attempts(connection: sa.Connection, player_id: str) -> None:
-    """Rewrite who asked for sockets, and the refused events that named the player."""
-    row = tables.connection_attempts.c
-    connection.execute(
-        sa.update(tables.connection_attempts)
-        .where(row.player_id == player_id)
-        .values(player_id=None, address=None, user_agent=None, event_id=NOBODY)
+# --- beside the tournaments ----------------------------------------------------------------------
+
+
+def hold_marks(connection: sa.Connection) -> None:
+    """No player is forgotten between here and the end of this transaction, which therefore sees
+    every mark that counts for what it writes: who forgets waits for it, or it for them.
+
+    For who writes what may name players; any number of them hold the marks at once."""
+    _lock(connection, postgres="pg_advisory_xact_lock_shared", mssql="Shared")
+
+
+def alone_with_marks(connection: sa.Connection) -> None:
+    """Wait for who holds the marks, and keep others waiting, until this transaction ends: what
+    they wrote is seen by its next statements, and what it writes by them. For who forgets."""
+    _lock(connection, postgres="pg_advisory_xact_lock", mssql="Exclusive")
+
+
+def _lock(connection: sa.Connection, *, postgres: str, mssql: str) -> None:
+    """SQLite's writers are alone anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text(f"SELECT {postgres}(:key)"), {"key": _LOCK})
+    elif connection.dialect.name == "mssql":
+        connection.execute(
+            sa.text(
+                "DECLARE @got INT; EXEC @got = sp_getapplock @Resource = 'leaderboard marks', "
+                f"@LockMode = '{mssql}'; IF @got < 0 THROW 50001, 'no lock on the marks', 1"
+            )
+        )
+
+
+def marked(connection: sa.Connection, key: bytes, names: Iterable[str]) -> frozenset[str]:
+    """Those of `names` that are ids of forgotten players."""
+    by_mark = {erasure_id_of(key, name): name for name in names}
+    column = tables.forgotten_players.c.erasure_id
+    found = among(connection, sa.select(column), column, by_mark)
+    return frozenset(by_mark[mark] for (mark,) in found)
+
+
+def mark_forgotten(
+    connection: sa.Connection, key: bytes, requested: Mapping[str, int]
+) -> Collection[str]:
+    """Mark these players, given with the time of the request; those who had no mark yet.
+
+    To be called alone with the marks."""
+    fresh = requested.keys() - marked(connection, key, requested)
+    insert(
+        connection,
+        tables.forgotten_players,
+        [(erasure_id_of(key, one), requested[one]) for one in sorted(fresh)],
     )
+    return fresh
+
+
+def forget_beside(connection: sa.Connection, players: Collection[str]) -> None:
+    """Rewrite who asked for sockets, and the refused events that name these players.
+
+    Reads all dead letters: erasures are rare, and nothing else asks whom they name."""
+    if not players:
+        return
+    wanted = sorted(players)
+    attempts = tables.connection_attempts
+    for start in range(0, len(wanted), _AT_ONCE):
+        connection.execute(
+            sa.update(attempts)
+            .where(attempts.c.player_id.in_(wanted[start : start + _AT_ONCE]))
+            .values(player_id=None, address=None, user_agent=None, event_id=NOBODY)
+        )
+    table = tables.dead_letters
+    keys = list(table.primary_key.columns)
+    names = frozenset(wanted)
+    suspects = sa.select(*keys, table.c.tournament_id, table.c.headers, table.c.value)
+    if len(wanted) <= _LOOKED_FOR_AT_ONCE:
+        dialect = connection.dialect.name
+        suspects = suspects.where(sa.or_(*(_may_name(one, dialect) for one in wanted)))
+    found = connection.execute(suspects.execution_options(yield_per=_AT_ONCE))
+    named = [tuple(one[: len(keys)]) for one in found if names & named_in(one)]
+    places, left = [key.name for key in keys], ("player_id", "headers", "value")
+    update(connection, table, places, left, [(*one, None, NO_HEADERS, None) for one in named])
+    for start in range(0, len(wanted), _AT_ONCE):
+        # A producer that took the player for the key: it stands where a tournament should.
+        is_key = table.c.tournament_id.in_(wanted[start : start + _AT_ONCE])
+        connection.execute(sa.update(table).where(is_key).values(tournament_id=None))
+
+
+def named_in(letter: Any) -> frozenset[str]:
+    """Everything in a kept dead letter that may be the id of a player."""
+    return ids_in(letter.tournament_id, json.loads(letter.headers), letter.value)
+
+
+def _may_name(player_id: str, dialect: str) -> sa.ColumnElement[bool]:
+    """Whether a dead letter has to be looked at: true for each that names the player."""
     letter = tables.dead_letters.c
-    connection.execute(
-        sa.update(tables.dead_letters)
-        .where(letter.player_id == player_id)
-        .values(player_id=None, headers="{}", value=None)
-    )
+    quoted = letter.headers.contains(f'"{player_id}"', autoescape=True)
+    held = (_holds(letter.value, raw, dialect) for raw in (player_id.encode(), b"\\u"))
+    return sa.or_(letter.tournament_id == player_id, quoted, *held)
+
+
+def _holds(column: sa.Column[Any], raw: bytes, dialect: str) -> sa.ColumnElement[bool]:
+    given = sa.literal(raw, sa.LargeBinary)
+    if dialect == "postgresql":
+        return sa.func.position(given.op("IN")(column)) > 0
+    if dialect == "sqlite":
+        return sa.func.instr(column, given) > 0
+    return column.is_not(None)

@@ -21,6 +21,9 @@ import sqlalchemy as sa
 from leaderboard import events as ev
 from leaderboard.adapters.sql_engine import writing
 from leaderboard.adapters.sql_erasure import (
+    alone_with_marks,
+    forget_beside,
+    mark_forgotten,
     pseudonymised,
     pseudonymous_id,
 )
@@ -127,7 +130,22 @@ class _Fold:
             else:
                 verdicts.append(self._take(tournament, one, terms.rules, verdict, key))
         rows.write()
+        self._forget_beside(fresh)
         return Folded(verdicts, rows.changes.repeats)
+
+    def _forget_beside(self, batch: Sequence[Input]) -> None:
+        """What stands beside the tournaments forgets whoever asks for it in any of them, whatever
+        becomes of the event there. Last of all, because others wait meanwhile."""
+        requested = {
+            one.entry.event.data.player_id: one.entry.event.time_ms
+            for one in reversed(batch)
+            if isinstance(one.entry.event.data, ev.PlayerErased)
+        }
+        if not requested:
+            return
+        alone_with_marks(self._connection)
+        self._rows.forget_changes()
+        forget_beside(self._connection, mark_forgotten(self._connection, self._key, requested))
 
     # the terms
 

@@ -104,6 +104,11 @@ class SqlRecord:
         with reading(self._engine) as connection:
             return [TournamentId(name) for name in connection.execute(statement).scalars()]
 
+    def is_forgotten(self, erasure_id: str) -> bool:
+        mark = tables.forgotten_players.c.erasure_id
+        with reading(self._engine) as connection:
+            return connection.execute(sa.select(mark).where(mark == erasure_id)).first() is not None
+
 
 class _Board:
     """One tournament inside one reading transaction."""

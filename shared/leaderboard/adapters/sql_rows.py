@@ -237,9 +237,13 @@ class Rows:
         self._write_marks()
         for tournament in self.tournaments.values():
             self._write_tournament(tournament)
-        for tournament, player, name in changes.renamed:
+        for tournament, player, _ in changes.renamed:
             forget_inputs(connection, tournament.no, player.no, player.player_id)
-            forget_changes(connection, tournament.tournament_id, name, player.player_id)
+
+    def forget_changes(self) -> None:
+        """Rewrite the position changes of whom this batch has erased; alone with the marks."""
+        for tournament, player, name in self.changes.renamed:
+            forget_changes(self._connection, tournament.tournament_id, name, player.player_id)
 
     def _write_players(self) -> None:
         new: _Rows = []

@@ -137,6 +137,15 @@ erasures = Table(
     comment="Erasures that this tournament has applied",
 )
 
+forgotten_players = Table(
+    "forgotten_players",
+    metadata,
+    Column("erasure_id", _ID, primary_key=True),
+    Column("requested_at_ms", BigInteger, nullable=False),
+    comment="Who was forgotten, by the keyed id of their request: without the key nobody knows "
+    "whom it means. Kept for ever, so that nothing that comes late names them",
+)
+
 event_ids = Table(
     "event_ids",
     metadata,
