@@ -7,6 +7,7 @@ that opened it.
 
 Each decision, also a refusal, is on the topic `connections` before it takes effect. A tournament
 that the list has lost, or that is long over, is asked for in the record before it is unknown.
+Nobody who was forgotten gets in because the store has lost the request: see `is_forgotten`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from leaderboard.adapters import sql_engine, sql_reading
 from leaderboard.adapters.jwks_tokens import JwksTokens
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.nchan_gateway import NchanGateway
+from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import RedisClient, check, connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
@@ -45,6 +47,7 @@ from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import ANY_ROLE, Answer, Call, HttpApp, Route
 from leaderboard.model import PlayerId, TournamentId, is_id
 from leaderboard.ports import (
+    Board,
     Connections,
     Erasures,
     Feed,
@@ -83,6 +86,7 @@ class Ports:
     connections: Connections
     tournaments: Tournaments
     erasures: Erasures
+    board: Board
     feed: Feed
     gateway: Gateway
     client_url: str
@@ -111,7 +115,7 @@ def open_way(call: Call, ports: Ports) -> Answer:
     if caller.expires_at_ms <= _now_ms():
         attempt.record(ports, "token_over")
         raise UnauthenticatedError("the token's time is over")
-    if ports.erasures.is_erased(player_id):
+    if is_forgotten(player_id, tournament_id, ports):
         attempt.record(ports, "player_erased")
         raise ForbiddenError("this player has been forgotten")
     if ports.tournaments.find(tournament_id) is None:
@@ -146,7 +150,7 @@ def authorize(call: Call, ports: Ports) -> Answer:
     if grant is None:
         return attempt.refuse(ports, "unknown_ticket" if ticket else "no_ticket")
     attempt.tournament_id = grant.tournament_id
-    if ports.erasures.is_erased(grant.player_id):
+    if is_forgotten(grant.player_id, grant.tournament_id, ports):
         return attempt.refuse(ports, "player_erased")
     attempt.player_id = grant.player_id
     if grant.expires_at_ms <= _now_ms():
@@ -166,6 +170,24 @@ def authorize(call: Call, ports: Ports) -> Answer:
         return attempt.refuse(ports, "player_erased")
     channels = ",".join([*_shown_channels(grant), f"conn.{grant.connection_id}"])
     return Answer(headers={"X-Accel-Redirect": "/subscribe", "X-Channels": channels})
+
+
+def is_forgotten(player_id: PlayerId, tournament_id: TournamentId, ports: Ports) -> bool:
+    """Whether the player has asked to be forgotten.
+
+    The request is one key of the store, and a shard may lose its own. Then the tournament's board
+    still has a tombstone, and the record a mark, which is asked where no board can tell. Raises
+    TransientError where nobody can: never a way in by mistake."""
+    if ports.erasures.is_erased(player_id):
+        return True
+    told: bool | None = None
+    try:
+        told = ports.board.is_erased(tournament_id, player_id)
+    except TransientError as error:
+        logger.warning("the board is away", extra=telemetry.fields(error=str(error)))
+    if told is not None:
+        return told
+    return ports.tournaments.has_forgotten(ports.erasures.id_of(player_id))
 
 
 def _shown_channels(grant: Grant) -> list[str]:
@@ -330,6 +352,7 @@ def _make_ports() -> Ports:
         connections=RedisConnections(_client()),
         tournaments=Tournaments(lambda: RedisDirectory(_client()), _record),
         erasures=RedisErasures(_client(), _tombstone_settings.bytes()),
+        board=RedisBoard(_client(), _tombstone_settings.bytes()),
         feed=_feed(),
         gateway=_gateway(),
         client_url=_client_settings.client_url,

@@ -127,8 +127,9 @@ class Board(Protocol):
     ) -> BoardView | None:
         """Standings centred on the player; empty if they have none. One round trip."""
 
-    def is_erased(self, tournament_id: TournamentId, player_id: PlayerId) -> bool:
-        """Whether the board has applied an erasure of the player: nothing brings them back."""
+    def is_erased(self, tournament_id: TournamentId, player_id: PlayerId) -> bool | None:
+        """Whether the board has applied an erasure of the player: nothing brings them back.
+        None where no board is there to say so. One round trip."""
 
     def scores_at(self, tournament_id: TournamentId, ranks: Sequence[int]) -> Curve | None:
         """The scores at these ranks, those beyond the last left out. One round trip."""
@@ -323,6 +324,9 @@ class Erasure:
 
 class Erasures(Protocol):
     """Requests to forget. The id is derived from the player with a key: the same again."""
+
+    def id_of(self, player_id: PlayerId) -> str:
+        """The id that a request for this player has. Asks nobody."""
 
     def begin(self, player_id: PlayerId, now_ms: int) -> Erasure:
         """Open the request, or find the one that exists."""

@@ -96,6 +96,11 @@ class Tournaments:
             raise away
         return recorded
 
+    def has_forgotten(self, erasure_id: str) -> bool:
+        """Whether the record has read of this request to forget. Raises TransientError while the
+        record is away: nobody else knows of all of them."""
+        return self._far(lambda: self._record().is_forgotten(erasure_id))
+
     def all(self, state: State | None = None) -> Sequence[Summary]:
         """Every tournament (of this state), in order of start and id; of two versions the newer.
 

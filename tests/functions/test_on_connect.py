@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,21 @@ from hosting import FUNCTIONS, SETTINGS, Hosted, check_description, hosted
 from leaderboard.adapters import sql_engine
 from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.nchan_gateway import NchanGateway
+from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
+from leaderboard.adapters.redis_scripts import keys_of
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.errors import TransientError
-from leaderboard.events import CONNECTIONS, ConnectionDecided
+from leaderboard.events import CONNECTIONS, ConnectionDecided, PlayerErased
+from leaderboard.fold import LogEntry
 from leaderboard.model import PlayerId, TournamentId
-from leaderboard.ports import Caller, Frame, Grant, Summary
+from leaderboard.ports import Board, Caller, Frame, Grant, Summary
 from leaderboard.reads import Tournaments
 from leaderboard.stack.process import LOOPBACK, Process, accepts, free_port
-from logs import START_MS, TOMBSTONE_KEY, scheduled
+from logs import START_MS, TOMBSTONE_KEY, entry, scheduled
 from ports import MemoryFeed
 from records import RecordedLog, engine_of, loaded
 from sockets import Players, PlayerSocket, eventually, players
@@ -105,7 +109,7 @@ def scene(
 ) -> Iterator[Scene]:
     client = connect(redis_url)
     client.flushall()
-    _schedule(RedisDirectory(client))
+    _schedule(RedisDirectory(client), RedisBoard(client, TOMBSTONE_KEY))
     port = free_port()
     url = f"http://{LOOPBACK}:{port}"
     with (
@@ -128,8 +132,11 @@ def scene(
             gateway = NchanGateway(server.publish_url)
             directory = RedisDirectory(client)
             tournaments = Tournaments(lambda: directory, one.main._record)
+            board = RedisBoard(client, TOMBSTONE_KEY)
             one.main.ports.put(
-                one.main.Ports(connections, tournaments, erasures, feed, gateway, server.client_url)
+                one.main.Ports(
+                    connections, tournaments, erasures, board, feed, gateway, server.client_url
+                )
             )
             yield Scene(one, url, gateway, feed, connections, erasures, issuer, players, engine)
             one.main.closer.stop()
@@ -152,8 +159,7 @@ class _served:  # noqa: N801 - reads as a statement
         self._server.server_close()
 
 
-def _schedule(directory: RedisDirectory) -> None:
-    board = MemoryBoard(TOMBSTONE_KEY)
+def _schedule(directory: RedisDirectory, board: Board) -> None:
     applied = board.apply(T, "log", None, [scheduled(0, T, starts_ms=START_MS)], None)
     assert applied.terms is not None
     directory.put(Summary(T, applied.terms))
@@ -278,6 +284,82 @@ def test_erased_player_gets_no_way_in_and_no_record_knows_them(scene: Scene) -> 
     assert {one.player_id for one in scene.decided()} == {None}
 
 
+def forgotten(scene: Scene, redis_url: str, *witnesses: str) -> None:
+    """Alice's erasure as `on-wager` and `archive` left it; the request has got lost since."""
+    log = [scheduled(0, T, starts_ms=START_MS), erased_in(T, 1, "alice")]
+    with closing(connect(redis_url)) as client:
+        if "board" in witnesses:
+            RedisBoard(client, TOMBSTONE_KEY).apply(T, "log", None, log, None)
+        else:
+            client.delete(*keys_of(T))
+    if "record" in witnesses:
+        RecordedLog(scene.engine).take(T, log)
+    assert not scene.erasures.is_erased(PlayerId("alice"))
+
+
+def erased_in(tournament_id: TournamentId, offset: int, player_id: str) -> LogEntry:
+    data = PlayerErased(tournament_id=tournament_id, player_id=player_id, erasure_id="er-x")
+    return entry(offset, data)
+
+
+def without_record(scene: Scene, redis_url: str) -> None:
+    nowhere = sql_engine.connect(loaded("postgresql://nobody@127.0.0.1:1/nowhere"))
+    directory = RedisDirectory(connect(redis_url))
+    away = Tournaments(lambda: directory, lambda: SqlRecord(nowhere))
+    scene.one.main.ports.put(replace(scene.one.main.ports(), tournaments=away))
+
+
+@pytest.mark.parametrize("witness", ["board", "record"])
+def test_erased_player_gets_no_way_in_although_the_request_is_lost(
+    scene: Scene, redis_url: str, witness: str
+) -> None:
+    """One shard of a cluster has lost its tail, and with it the one key of the request."""
+    url = scene.way_in("alice")["url"]
+    forgotten(scene, redis_url, witness)
+    if witness == "board":
+        without_record(scene, redis_url)
+    assert scene.post(scene.token("alice")).status_code == 403
+    assert scene.players.refused(url) == 403
+    assert [one.reason for one in scene.decided()] == ["player_erased"] * 2
+    assert {one.player_id for one in scene.decided()} == {None}
+    scene.enter("bob")
+
+
+def test_where_nobody_can_say_who_was_forgotten_nobody_gets_in(
+    scene: Scene, redis_url: str
+) -> None:
+    url = scene.way_in("alice")["url"]
+    forgotten(scene, redis_url)
+    without_record(scene, redis_url)
+    answer = scene.post(scene.token("alice"))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert scene.players.refused(url) == 503
+    assert scene.decided() == []
+
+
+def test_board_that_is_away_leaves_it_to_the_record(scene: Scene, redis_url: str) -> None:
+    class BoardAway:
+        def is_erased(self, *_: Any) -> None:
+            raise TransientError("the board is away")
+
+    forgotten(scene, redis_url, "board", "record")
+    scene.one.main.ports.put(replace(scene.one.main.ports(), board=BoardAway()))
+    assert scene.post(scene.token("alice")).status_code == 403
+    assert scene.post(scene.token("bob")).status_code == 201
+    without_record(scene, redis_url)
+    assert scene.post(scene.token("bob")).status_code == 503
+
+
+def test_it_costs_a_decision_one_call_more(scene: Scene, redis_url: str) -> None:
+    with closing(connect(redis_url)) as client:
+        scene.way_in("alice")
+        client.config_resetstat()
+        scene.way_in("alice")
+        calls = {name: one["calls"] for name, one in client.info("commandstats").items()}
+    script = sum(calls.get(f"cmdstat_{one}", 0) for one in ("evalsha_ro", "eval_ro"))
+    assert (calls["cmdstat_exists"], script) == (1, 1)
+
+
 def test_erasure_during_the_decision_still_closes_the_door(scene: Scene) -> None:
     url = scene.way_in("alice")["url"]
     publish = scene.feed.publish
@@ -339,7 +421,7 @@ def test_forked_worker_closes_what_is_due_before_any_request(
     """The real server: functions-framework under gunicorn, with Kafka away."""
     client = connect(redis_url)
     client.flushall()
-    _schedule(RedisDirectory(client))
+    _schedule(RedisDirectory(client), MemoryBoard(TOMBSTONE_KEY))
     connections, port = RedisConnections(client), free_port()
     authorize = f"http://{LOOPBACK}:{port}/internal/authorize"
     with gateways.running(gateways.DEVELOPMENT, tmp_path, authorize) as server:

@@ -181,6 +181,11 @@ class Machine(RuleBasedStateMachine):
     def connect(self, tournament_id: TournamentId, player_id: str) -> None:
         self.world.connect(tournament_id, player_id)
 
+    @happens(tournament_id=tournaments, player_id=players)
+    def late_attempt(self, tournament_id: str, player_id: str) -> None:
+        """A decision of before, whose record comes into the log only now."""
+        self.world.attempt(tournament_id, player_id, "allowed")
+
     @happens(which=small, hears=st.booleans())
     def cut_socket(self, which: int, hears: bool) -> None:
         sockets = list(self.world.seen.sockets.values())

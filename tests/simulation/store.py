@@ -182,8 +182,11 @@ class Erasures:
     def _all(self, erasure_id: str) -> dict[str, Erasure]:
         return self._store.of(erasure_id).beside.erasures
 
+    def id_of(self, player_id: PlayerId) -> str:
+        return erasure_id_of(self._key, player_id)
+
     def begin(self, player_id: PlayerId, now_ms: int) -> Erasure:
-        erasure_id = erasure_id_of(self._key, player_id)
+        erasure_id = self.id_of(player_id)
         known = self._all(erasure_id).get(erasure_id, Erasure(erasure_id, now_ms, {}, None))
         return self._keep(replace(known, player_id=player_id))
 
@@ -206,7 +209,7 @@ class Erasures:
         self._keep(replace(known, places=places))
 
     def is_erased(self, player_id: PlayerId) -> bool:
-        return self.find(erasure_id_of(self._key, player_id)) is not None
+        return self.find(self.id_of(player_id)) is not None
 
     def _keep(self, erasure: Erasure) -> Erasure:
         self._all(erasure.erasure_id)[erasure.erasure_id] = erasure

@@ -10,6 +10,14 @@ from simulation.machine import Steps as Found
 from simulation.rest import check_at_rest, come_to_rest
 from simulation.store import SHARDS
 
+FORGOTTEN: Found = [
+    ("play", {"played": [("t0", "ann", 3), ("t0", "bea", 4)]}),
+    ("all_work", {"records": 50, "again": 2}),
+    ("erase", {"player_id": "ann"}),
+    ("all_work", {"records": 50, "again": 2}),
+]
+"""The board of `t0` is on the second shard, the request to forget `ann` on the first."""
+
 FOUND: dict[str, Found] = {
     # PostgreSQL fails over to a replica that lacks the last transactions (or is set back to a
     # backup) while archive runs: it went on behind the hole, and boards were rebuilt from that.
@@ -83,6 +91,27 @@ FOUND: dict[str, Found] = {
         ("repeat", {"back": 1}),
         ("work", {"name": "on-wager", "index": 0, "records": 5}),
         ("work", {"name": "on-wager", "index": 0, "records": 5}),
+    ],
+    # Nothing outside of tournaments knew that somebody had been forgotten: what named them and came
+    # late stood in the record until its retention was over.
+    "late dead letter of who was forgotten": [
+        *FORGOTTEN,
+        ("score", {"tournament_id": "t0", "player_id": "ann", "amount": 5, "how": 9}),
+    ],
+    "late attempt of who was forgotten": [
+        *FORGOTTEN,
+        ("late_attempt", {"tournament_id": "t0", "player_id": "ann"}),
+    ],
+    # A request is one key: lost with its shard alone, on-connect let the player in again.
+    "who was forgotten, the request lost with its shard": [
+        *FORGOTTEN,
+        ("lose", {"shard": 0}),
+        ("connect", {"tournament_id": "t0", "player_id": "ann"}),
+    ],
+    "who was forgotten, request and boards lost": [
+        *FORGOTTEN,
+        ("lose", {"shard": SHARDS}),
+        ("connect", {"tournament_id": "t0", "player_id": "ann"}),
     ],
     # Not mended but judged: nobody can tell that the tournament exists, because its board has been
     # let go and the record is away. Its dead letter is one too many; to wait would stop everybody.

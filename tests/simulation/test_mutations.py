@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from leaderboard.adapters import sql_fold, sql_positions
+from leaderboard.adapters import sql_archive, sql_fold, sql_positions
 from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.errors import TransientError
 from leaderboard.fold import LogEntry
@@ -175,3 +175,31 @@ def test_without_a_protection_the_simulation_finds_a_counterexample(protection: 
     print(f"{protection}: after {steps} steps: {failure(found, Mutated)}")
     assert found, f"{steps} steps show nothing without {protection}"
     assert failure(found) is None, "the same steps fail with it, too"
+
+
+def test_without_marks_in_the_record_what_comes_late_names_who_was_forgotten() -> None:
+    class Mutated(Machine):
+        mutations: ClassVar[dict[str, Any]] = {
+            "patches": [(sql_archive, "marked", lambda *_: frozenset())]
+        }
+
+    for steps in (value for name, value in FOUND.items() if name.startswith("late")):
+        assert failure(steps) is None
+        assert "knows ann" in str(failure(steps, Mutated))
+
+
+def test_without_a_second_witness_a_lost_request_lets_the_player_in() -> None:
+    class Mutated(Machine):
+        mutations: ClassVar[dict[str, Any]] = {
+            "patches": [
+                (
+                    function("on-connect"),
+                    "is_forgotten",
+                    lambda player_id, _, ports: ports.erasures.is_erased(player_id),
+                )
+            ]
+        }
+
+    for steps in (value for name, value in FOUND.items() if name.startswith("who was forgotten")):
+        assert failure(steps) is None
+        assert "gets in" in str(failure(steps, Mutated))

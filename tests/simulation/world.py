@@ -31,21 +31,25 @@ from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.sql_archive import SqlArchive
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.adapters.sql_snapshot import SqlSnapshots
+from leaderboard.codec import encode_kafka
 from leaderboard.errors import NotFoundError, TransientError
 from leaderboard.events import (
     CONNECTIONS,
     GDPR_EVENTS,
     POSITION_CHANGES,
     WAGERS,
+    ConnectionDecided,
+    Event,
     Record,
     dead_letter_topic,
 )
 from leaderboard.hosts import kafka as kafka_host
 from leaderboard.hosts import kafka_group
 from leaderboard.hosts.kafka import KafkaHost
-from leaderboard.model import Offset, Place, PlayerId, TournamentId
+from leaderboard.model import Offset, Place, PlayerId, TournamentId, erasure_id_of
 from leaderboard.partitioning import partition_of
 from leaderboard.ports import Frame, Snapshot
+from leaderboard.reads import Tournaments
 from leaderboard.settings import ConsumerSettings, KafkaSettings, load
 from logs import START_MS, TOMBSTONE_KEY
 from simulation.kafka import Clock, Cluster, Consumer, Feed, TopicLogs, away, log_id
@@ -221,6 +225,7 @@ class World:
         self._checked: dict[tuple[str, Place], Offset] = {}
         self._differences = self._alarms()
         self.erased: set[str] = set()
+        self._attempts = 0
         self._stack = ExitStack()
         self._open()
 
@@ -282,6 +287,16 @@ class World:
             feed=self.feed,
             connections=self.connections,
             gateway=self.gateway,
+        )
+
+        self._connect_ports = function("on-connect").Ports(
+            connections=None,
+            tournaments=Tournaments(lambda: self.directory, lambda: port(self.record, "record")),
+            erasures=self.erasures,
+            board=self.board,
+            feed=self.feed,
+            gateway=self.gateway,
+            client_url="",
         )
 
     def _wagers(self) -> Any:
@@ -450,9 +465,18 @@ class World:
         return True
 
     def connect(self, tournament_id: TournamentId, player_id: str) -> None:
-        """A player opens the page."""
-        if self.store.erasures.is_erased(PlayerId(player_id)):
+        """A player opens the page: `on-connect` decides, tells, and only then lets them in."""
+        try:
+            is_forgotten = function("on-connect").is_forgotten(
+                PlayerId(player_id), tournament_id, self._connect_ports
+            )
+        except TransientError:
             return
+        if is_forgotten:
+            self.attempt(tournament_id, None, "player_erased")
+            return
+        self._check_knows_nothing(tournament_id, PlayerId(player_id))
+        self.attempt(tournament_id, player_id, "allowed")
         connection_id = uuid.UUID(int=len(self.seen.sockets) + int(self.clock.seconds * 1e6)).hex
         before = self.store.connections.lease(tournament_id, player_id, connection_id)
         if before is not None:
@@ -460,7 +484,27 @@ class World:
         changes = len(self.oracle.changes[tournament_id])
         self.seen.sockets[connection_id] = Socket(tournament_id, player_id, connection_id, changes)
 
+    def attempt(self, tournament_id: str, player_id: str | None, reason: str) -> None:
+        """What `on-connect` tells of a decision."""
+        self._attempts += 1
+        decided = ConnectionDecided(
+            tournament_id=tournament_id,
+            player_id=player_id,
+            allowed=reason == "allowed",
+            reason=reason,
+            address="192.0.2.1",
+        )
+        event = Event(f"a{self._attempts}", "/on-connect", self.clock.now_ms(), decided, player_id)
+        self.log(encode_kafka(event, CONNECTIONS))
+
     # what is always true
+
+    def _check_knows_nothing(self, tournament_id: TournamentId, player_id: PlayerId) -> None:
+        """Nobody is let in whom their board has erased or, where it is gone, the record."""
+        told = self.store.board.is_erased(tournament_id, player_id)
+        if told is None:
+            told = self.record.is_forgotten(erasure_id_of(TOMBSTONE_KEY, player_id))
+        assert not told, "who was erased gets in"
 
     def check(self) -> None:
         """Between any two steps."""

@@ -1,14 +1,18 @@
 -- Reads one board at one sequence: a page from a rank on, around one player, scores at some ranks,
--- or the rows of some players.
+-- the rows of some players, or whether one stays out.
 --
--- Keys: board, ranks, rows, names.
--- Arguments: revision of the terms that the caller has; what ('page', 'around', 'scores', 'rows');
--- then
---   page: ranks to skip, how many; around: player, radius; scores: ranks; rows: players.
+-- Keys: board, ranks, rows, names; and out, where that is asked.
+-- Arguments: revision of the terms that the caller has; what ('page', 'around', 'scores', 'rows',
+-- 'out'); then
+--   page: ranks to skip, how many; around: player, radius; scores: ranks; rows: players;
+--   out: tombstone.
 local BOARD, RANKS, ROWS, NAMES = unpack(KEYS)
 local meta = redis.call('HMGET', BOARD, 'sequence', 'revision', 'order', 'has_sub')
 if not meta[1] then
   return false
+end
+if ARGV[2] == 'out' then
+  return {meta[1], redis.call('HGET', KEYS[5], ARGV[3])}
 end
 local ascending, has_sub = meta[3] == 'ascending', meta[4] == '1'
 local RANGE = ascending and 'ZRANGE' or 'ZREVRANGE'

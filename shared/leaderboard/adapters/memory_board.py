@@ -202,9 +202,9 @@ class MemoryBoard:
         page = kept.standings.page(first - 1, own.rank + radius - first + 1)
         return _view(tournament_id, kept, page, kept.standings.distance(own.rank))
 
-    def is_erased(self, tournament_id: TournamentId, player_id: PlayerId) -> bool:
+    def is_erased(self, tournament_id: TournamentId, player_id: PlayerId) -> bool | None:
         kept = self._find(tournament_id)
-        return kept is not None and kept.standings.is_erased(player_id)
+        return None if kept is None else kept.standings.is_erased(player_id)
 
     def scores_at(self, tournament_id: TournamentId, ranks: Sequence[int]) -> Curve | None:
         kept = self._find(tournament_id)

@@ -240,12 +240,13 @@ class RedisBoard:
     ) -> BoardView | None:
         return self._view(tournament_id, "around", player_id, radius)
 
-    def is_erased(self, tournament_id: TournamentId, player_id: PlayerId) -> bool:
+    def is_erased(self, tournament_id: TournamentId, player_id: PlayerId) -> bool | None:
         if self._tombstone_key is None:
             raise ValueError("only who holds the tombstone key can tell whom one stands for")
         mark = tombstone(self._tombstone_key, tournament_id, player_id)
-        with transient():
-            return bool(self._client.hget(keys_of(tournament_id)[7].decode(), mark) == b"E")
+        keys = keys_of(tournament_id)
+        answer = self._read((*keys[:4], keys[7]), -1, "out", mark)
+        return None if answer is None else answer[1] == b"E"
 
     def scores_at(self, tournament_id: TournamentId, ranks: Sequence[int]) -> Curve | None:
         answer = self._read(keys_of(tournament_id)[:4], -1, "scores", *ranks)

@@ -54,10 +54,14 @@ class RedisErasures:
         self._client = client
         self._secret = key
 
+    def id_of(self, player_id: PlayerId) -> str:
+        """The id that a request for this player has."""
+        return erasure_id_of(self._secret, player_id)
+
     def begin(self, player_id: PlayerId, now_ms: int) -> Erasure:
         """Open the request, or open the one that exists again: it knows the player until the
         next `mark` finds nothing pending."""
-        erasure_id = erasure_id_of(self._secret, player_id)
+        erasure_id = self.id_of(player_id)
         with transient():
             rows = self._client.eval(_BEGIN, 1, _key(erasure_id), player_id, str(now_ms))
         return _erasure(erasure_id, rows)
@@ -89,7 +93,7 @@ class RedisErasures:
     def is_erased(self, player_id: PlayerId) -> bool:
         """Whether the player has asked to be forgotten, ever."""
         with transient():
-            return bool(self._client.exists(_key(erasure_id_of(self._secret, player_id))))
+            return bool(self._client.exists(_key(self.id_of(player_id))))
 
 
 def _key(erasure_id: str) -> str:
