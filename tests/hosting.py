@@ -98,7 +98,9 @@ class Keeper:
         self.archive_is_away = False
 
     def __call__(self, topic: str, entry: LogEntry) -> None:
-        """Apply one entry of `wagers`."""
+        """Apply one entry of `wagers`; only the record reads `gdpr-events`."""
+        if topic == ev.GDPR_EVENTS and self._recorded is not None and not self.archive_is_away:
+            self._recorded.forget(entry)
         tournament_id = entry.event.tournament_id
         if topic != ev.WAGERS or tournament_id is None or self.is_away:
             return

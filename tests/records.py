@@ -17,12 +17,14 @@ from psycopg import sql
 from leaderboard.adapters import sql_migrations
 from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.memory_board import MemoryBoard
+from leaderboard.adapters.sql_archive import SqlArchive
 from leaderboard.adapters.sql_engine import connect, reading
 from leaderboard.adapters.sql_fold import SqlFold
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.errors import Refusal
+from leaderboard.events import GDPR_EVENTS
 from leaderboard.fold import LogEntry
-from leaderboard.model import REMEMBERED_IDS, Disposition, Offset, PlayerId, TournamentId
+from leaderboard.model import REMEMBERED_IDS, Disposition, Offset, Place, PlayerId, TournamentId
 from leaderboard.record_ports import Folded, Input
 from leaderboard.settings import DatabaseSettings, load
 from logs import LOG, START_MS, TOMBSTONE_KEY, random_log
@@ -188,9 +190,15 @@ class RecordedLog:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._fold = fold_of(engine)
+        self._archive = SqlArchive(engine, TOMBSTONE_KEY, now_ms=lambda: START_MS)
         self._partitions: dict[TournamentId, int] = {}
 
     def take(self, tournament_id: TournamentId, entries: Sequence[LogEntry]) -> None:
         """Entries of one tournament, in order; what was taken in before has no effect."""
         partition = self._partitions.setdefault(tournament_id, len(self._partitions))
         take(self._fold, entries, partition=partition)
+
+    def forget(self, entry: LogEntry) -> None:
+        """An entry of `gdpr-events`."""
+        place = Place(GDPR_EVENTS, 0)
+        self._archive.forget(place, "gdpr", [entry], Offset(entry.offset + 1))

@@ -8,8 +8,9 @@ again; that also finds tournaments that began meanwhile. A board is done when it
 erasure, and then only is it said.
 
 The record knows the player in tournaments whose boards went long ago, too: each of them is told.
-It is done when it has applied every erasure and names the player nowhere. While it is away nobody
-can say so, or whom to tell: then that is pending, and made good when the state is asked for.
+It is done when it has marked the player, applied every erasure and names the player nowhere. While
+it is away nobody can say so, or whom to tell: then that is pending, and made good when the state is
+asked for.
 """
 
 from __future__ import annotations
@@ -313,10 +314,12 @@ def _past(tournament_id: TournamentId, erasure: Erasure, ports: Ports) -> BoardV
 
 def _is_out_of_record(player_id: PlayerId, erasure: Erasure, ports: Ports) -> bool:
     """Whether the record names the player nowhere, and never will: events of theirs that it has
-    not read yet lie before the erasure in the log, so it has to have that of each tournament."""
+    not read yet lie before the erasure in the log, so it has to have that of each tournament; in
+    what lies beside them the mark keeps them out."""
 
     def ask() -> bool:
-        if ports.record().tournaments_of(player_id):
+        record = ports.record()
+        if not record.is_forgotten(erasure.erasure_id) or record.tournaments_of(player_id):
             return False
         told = [_tournament(p) for p in erasure.places if p.startswith(BOARD_PLACE)]
         return all(_is_applied(tournament_id, erasure, ports) for tournament_id in told)

@@ -58,8 +58,9 @@ class Stage:
     def catch_up(self) -> None:
         """Apply the log from its start, as an `on-wager` and an `archive` do that were away."""
         self.keeper.is_away = self.keeper.archive_is_away = False
-        for one in self.feed.entries(ev.WAGERS):
-            self.keeper(ev.WAGERS, _later(one))
+        for topic in (ev.WAGERS, ev.GDPR_EVENTS):
+            for one in self.feed.entries(topic):
+                self.keeper(topic, _later(one))
 
     def knows(self, player_id: str) -> list[str]:
         """Keys of the erasures and leases in which the player's id stands in clear."""
@@ -322,6 +323,20 @@ def test_record_that_has_not_met_the_player_yet_is_not_done(stage: Stage) -> Non
     stage.catch_up()
     assert stage.state(erasure_id)["state"] == "done"
     assert stage.record.tournaments_of(carol) == []
+
+
+def test_record_that_has_no_mark_of_the_player_yet_is_not_done(stage: Stage) -> None:
+    """No tournament has to hear of it; attempts and dead letters may still name the player."""
+    for name in (PLAYED, JOINED, OTHER):
+        over = ev.TournamentEnded(tournament_id=name, decided_by="op")
+        stage.keeper.apply(name, [entry(9, over)])
+    stage.keeper.archive_is_away = True
+    _, erasure_id = stage.post("stranger")
+    assert stage.feed.events(ev.WAGERS) == []
+    told = stage.state(erasure_id)
+    assert told["places"] == {"gdpr-events": "done", "record": "pending", "sockets": "done"}
+    stage.catch_up()
+    assert stage.state(erasure_id)["state"] == "done"
 
 
 def test_record_that_is_away_is_pending_and_whom_it_knows_is_told_later(stage: Stage) -> None:
