@@ -7,7 +7,7 @@ ids that producers made (players' names are often part of them), names, rounds, 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -31,7 +31,7 @@ _LOCK: Final = 5_318_010
 """Of PostgreSQL's advisory locks; the two before are of the months and the migrations."""
 _AT_ONCE: Final = 500
 _LOOKED_FOR_AT_ONCE: Final = 20
-"""For more players than that, every dead letter is looked at once."""
+"""For more players than that it takes the database longer to look than to hand all of them over."""
 
 
 def pseudonymised(body: str, name: str) -> str:
@@ -169,8 +169,7 @@ def forget_beside(connection: sa.Connection, players: Collection[str]) -> None:
     names = frozenset(wanted)
     suspects = sa.select(*keys, table.c.tournament_id, table.c.headers, table.c.value)
     if len(wanted) <= _LOOKED_FOR_AT_ONCE:
-        dialect = connection.dialect.name
-        suspects = suspects.where(sa.or_(*(_may_name(one, dialect) for one in wanted)))
+        suspects = suspects.where(_may_name(wanted, connection.dialect.name))
     found = connection.execute(suspects.execution_options(yield_per=_AT_ONCE))
     named = [tuple(one[: len(keys)]) for one in found if names & named_in(one)]
     places, left = [key.name for key in keys], ("player_id", "headers", "value")
@@ -186,12 +185,13 @@ def named_in(letter: Any) -> frozenset[str]:
     return ids_in(letter.tournament_id, json.loads(letter.headers), letter.value)
 
 
-def _may_name(player_id: str, dialect: str) -> sa.ColumnElement[bool]:
-    """Whether a dead letter has to be looked at: true for each that names the player."""
+def _may_name(players: Sequence[str], dialect: str) -> sa.ColumnElement[bool]:
+    """Whether a dead letter has to be looked at: true for each that names one of the players."""
     letter = tables.dead_letters.c
-    quoted = letter.headers.contains(f'"{player_id}"', autoescape=True)
-    held = (_holds(letter.value, raw, dialect) for raw in (player_id.encode(), b"\\u"))
-    return sa.or_(letter.tournament_id == player_id, quoted, *held)
+    quoted = (letter.headers.contains(f'"{one}"', autoescape=True) for one in players)
+    # A text with escapes may be any.
+    held = (_holds(letter.value, raw, dialect) for raw in (b"\\u", *map(str.encode, players)))
+    return sa.or_(letter.tournament_id.in_(players), *quoted, *held)
 
 
 def _holds(column: sa.Column[Any], raw: bytes, dialect: str) -> sa.ColumnElement[bool]:
