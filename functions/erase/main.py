@@ -246,7 +246,9 @@ def _publish(
         for tournament_id in tournaments
     ]
     ports.feed.publish(outgoing)
-    if erasure.places.get(EVENTS_PLACE) != DONE:
+    # Also as long as the record does not say that it has it: a record that was set back, or was of
+    # a version that marked nobody, has lost it.
+    if {erasure.places.get(place) for place in (EVENTS_PLACE, RECORD_PLACE)} != {DONE}:
         data = PlayerErased(player_id=player_id, erasure_id=erasure_id)
         ports.feed.publish([Outgoing(GDPR_EVENTS, event(erasure_id, data))])
 

@@ -13,11 +13,13 @@ import sqlalchemy as sa
 
 from hosting import SETTINGS, Hosted, Keeper, bearer, check_description, hosted
 from leaderboard import events as ev
+from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import RedisClient, connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
+from leaderboard.adapters.sql_engine import writing
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.adapters.sql_snapshot import SqlSnapshots
 from leaderboard.errors import TransientError
@@ -337,6 +339,20 @@ def test_record_that_has_no_mark_of_the_player_yet_is_not_done(stage: Stage) -> 
     assert told["places"] == {"gdpr-events": "done", "record": "pending", "sockets": "done"}
     stage.catch_up()
     assert stage.state(erasure_id)["state"] == "done"
+
+
+def test_repeated_request_marks_the_player_in_a_record_that_has_no_mark(
+    stage: Stage, engine: sa.Engine
+) -> None:
+    """An archive of the version before read the erasure, and marked nobody."""
+    stage.keeper.archive_is_away = True
+    _, erasure_id = stage.post()
+    stage.catch_up()
+    with writing(engine) as connection:
+        connection.execute(sa.delete(tables.forgotten_players))
+    assert stage.state(erasure_id)["places"]["record"] == "pending"
+    assert stage.post() == (202, erasure_id)
+    _check_forgotten(stage, erasure_id)
 
 
 def test_record_that_is_away_is_pending_and_whom_it_knows_is_told_later(stage: Stage) -> None:

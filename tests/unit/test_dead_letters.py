@@ -96,3 +96,32 @@ def test_a_letter_is_found_by_every_tournament_that_it_names(
     record: Record, named: set[str]
 ) -> None:
     assert letter_of(record).tournaments() == named
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (b'{"player_id": "ann", "score": 5}', {"player_id", "ann", "score"}),
+        (b'[{"data": {"by": ["ann"]}}, "bea"]', {"data", "by", "ann", "bea"}),
+        (b'"\\u0061nn"', {"ann"}),
+        (b'{"player_id": 17, "score": 18}', {"player_id", "17", "score"}),
+        (b'{"of": "ann and bea", "at": "10:00"}', {"of", "at"}),
+        (b'"\\ud800"', set()),
+        (b"", set()),
+        (b"{", set()),
+        (b"\xff", set()),
+        ('"ann"'.encode("utf-16"), set()),
+        (b"[" * 50_000 + b"]" * 10_000, set()),
+        (b"9" * 10_000, set()),
+        (b'["' + b"ann" * 30_000 + b'"]', set()),
+        (b'["ann", "' + b"." * dead_letters.MAX_SEARCHED_BYTES + b'"]', set()),
+    ],
+)
+def test_ids_are_found_in_what_can_be_read(value: bytes, found: set[str]) -> None:
+    assert dead_letters.ids_in(None, {}, value) == found
+
+
+def test_key_and_subject_may_be_ids_and_other_headers_are_not() -> None:
+    headers = {"ce_id": "e1", "CE_Subject": "ann", "dlq_offset": "7", "mine": None}
+    assert dead_letters.ids_in("t1", headers, None) == {"t1", "ann"}
+    assert dead_letters.ids_in("no id", {"ce_subject": None}, None) == frozenset()
