@@ -13,6 +13,9 @@ from simulation.store import SHARDS
 FORGOTTEN: Found = [
     ("play", {"played": [("t0", "ann", 3), ("t0", "bea", 4)]}),
     ("all_work", {"records": 50, "again": 2}),
+    # Asked again when all have done their part: a request that is done tells nobody anything more.
+    ("erase", {"player_id": "ann"}),
+    ("all_work", {"records": 50, "again": 2}),
     ("erase", {"player_id": "ann"}),
     ("all_work", {"records": 50, "again": 2}),
 ]
