@@ -89,7 +89,8 @@ class LedgerPage:
 
 class Archive(Protocol):
     """The record's writer. Each batch is one transaction with the offset that it reaches: what is
-    given again is skipped, and of two owners of a partition one finds it taken.
+    given again is skipped, and of two owners of a partition one finds it taken. Whoever was
+    forgotten, before or at the same moment, is named by nothing that is kept.
 
     The writing methods raise ForeignLogError for a batch of another log than before."""
 
