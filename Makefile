@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
+WORKERS ?= 3
 STEPS ?= 10000
 STACK_ARGS ?=
 TRIALS ?= 48
@@ -29,8 +30,8 @@ stack: $(STAMP) kafka ## Local stack: real Kafka, Redis, PostgreSQL, nginx + Nch
 	@exec $(BIN)/leaderboard stack --kind local $(STACK_ARGS)
 
 .PHONY: test
-test: check kafka connect ## Everything that CI runs, with real servers.
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: check kafka connect ## Everything that CI runs, with real servers (WORKERS=, PYTEST_ARGS=).
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .PHONY: faults
 faults: $(STAMP) kafka ## Kill, cut, empty, fill: trials on a local stack (TRIALS=, SEED=, ONLY=).

@@ -86,12 +86,16 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """DATABASE_URL of a PostgreSQL of this run's own. Tests share it: make your own schema or
-    database in it."""
+    database in it.
+
+    It does not wait for the disk: what is killed here are sessions and clients. Who kills a server
+    starts one of their own, which flushes as in production."""
     if given := os.environ.get("TEST_POSTGRES_URL"):
         yield given
         return
     try:
-        server = PostgresServer(tmp_path_factory.mktemp("postgres"))
+        unflushed = {"fsync": "off", "full_page_writes": "off"}
+        server = PostgresServer(tmp_path_factory.mktemp("postgres"), extra=unflushed)
     except StackError as error:
         yield from _postgres_container(str(error))
         return

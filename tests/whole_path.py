@@ -149,14 +149,27 @@ class Path:
         placed = self.send([encode_kafka(event, topic) for event in events])
         return [entry_of(record) for record in placed]
 
-    def consumed(self, topic: str, want: Callable[[Record], bool]) -> list[Record]:
-        """Every record that the topic holds now and that is wanted, in order of partition."""
+    def ends(self, topic: str) -> dict[int, int]:
+        """Each partition's next offset."""
+        with self._reader() as consumer:
+            numbers = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+            return {
+                number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)[1]
+                for number in numbers
+            }
+
+    def consumed(
+        self, topic: str, want: Callable[[Record], bool], since: Mapping[int, int] | None = None
+    ) -> list[Record]:
+        """Every record that the topic holds now (from `since` on, see `ends`) and that is wanted,
+        in order of partition."""
         with self._reader() as consumer:
             found = []
             partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
             for number in partitions:
                 place = TopicPartition(topic, number, 0)
                 low, high = consumer.get_watermark_offsets(place, timeout=10)
+                low = max(low, 0 if since is None else since.get(number, 0))
                 place.offset = low
                 consumer.assign([place])
                 position = low
@@ -174,14 +187,20 @@ class Path:
 
     def changes(self, tournament_id: str) -> list[ev.PositionChanged]:
         """The tournament's position changes as a reader takes them: nothing twice, none old."""
-        key = tournament_id.encode()
-        last, kept = -1, []
-        for record in self.consumed(ev.POSITION_CHANGES, lambda r: r.key == key):
+        return self.changes_of([tournament_id])[tournament_id]
+
+    def changes_of(
+        self, tournament_ids: Sequence[str], since: Mapping[int, int] | None = None
+    ) -> dict[str, list[ev.PositionChanged]]:
+        """The same for several, in one reading of the topic (from `since` on, see `ends`)."""
+        kept: dict[str, list[ev.PositionChanged]] = {name: [] for name in tournament_ids}
+        keys = {name.encode() for name in tournament_ids}
+        for record in self.consumed(ev.POSITION_CHANGES, lambda r: r.key in keys, since):
             data = decode_kafka(record).data
             assert isinstance(data, ev.PositionChanged)
-            if data.sequence > last:
-                last = data.sequence
-                kept.append(data)
+            mine = kept[data.tournament_id]
+            if not mine or data.sequence > mine[-1].sequence:
+                mine.append(data)
         return kept
 
     @contextmanager

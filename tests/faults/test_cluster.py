@@ -83,6 +83,7 @@ class Scene:
         self.cluster.start()
         self.client = connect(self.cluster.url)
         self.board = RedisBoard(self.client)
+        self._changes_since = self.path.ends(ev.POSITION_CHANGES)
         self.start("on-wager")
 
     def close(self) -> None:
@@ -198,21 +199,28 @@ class Scene:
         except AssertionError:
             missing = {t: (self.sequence(t), self.last(t)) for t in tournaments}
             raise AssertionError(f"not level: {missing}\n{self.told()[-3000:]}") from None
+        changes: dict[str, list[PositionChange]] = {}
         for t in tournaments:
-            rows, changes = folded(TournamentId(t), self._logs[t])
+            rows, changes[t] = folded(TournamentId(t), self._logs[t])
             view = self.board.top(TournamentId(t), 1000)
             assert view is not None
             assert [(s.rank, s.player_id, s.score.score) for s in view.standings] == rows, t
-            wanted = [(c.sequence, c.player_id, c.old_rank, c.new_rank) for c in changes]
-            self._wait_for_changes(t, len(wanted))
-            assert self._published(t) == wanted, t
+        wanted = {t: [told_of(one) for one in found] for t, found in changes.items()}
+        published: dict[str, list[tuple[Any, ...]]] = {}
 
-    def _wait_for_changes(self, tournament_id: str, count: int) -> None:
-        wait_for(lambda: len(self._published(tournament_id)) >= count, BACK_SECONDS)
+        def has_come() -> bool:
+            # All in one reading: the topic holds the changes of every test of this module.
+            found = self.path.changes_of(tournaments, self._changes_since)
+            published.update({t: [told_of(one) for one in found[t]] for t in tournaments})
+            return all(len(published[t]) >= len(wanted[t]) for t in tournaments)
 
-    def _published(self, tournament_id: str) -> list[tuple[Any, ...]]:
-        changes = self.path.changes(tournament_id)
-        return [(c.sequence, c.player_id, c.old_rank, c.new_rank) for c in changes]
+        wait_for(has_come, BACK_SECONDS)
+        for t in tournaments:
+            assert published[t] == wanted[t], t
+
+
+def told_of(change: PositionChange | ev.PositionChanged) -> tuple[Any, ...]:
+    return change.sequence, change.player_id, change.old_rank, change.new_rank
 
 
 def player(chance: random.Random) -> str:
