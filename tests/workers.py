@@ -7,7 +7,7 @@ runs when the other workers have ended and their servers with them."""
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
@@ -92,9 +92,9 @@ class AloneLast(LoadFileScheduling):  # type: ignore[misc]  # xdist tells no typ
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config) -> AloneLast | None:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> AloneLast | None:
     """Only where files are what is spread; every other way of `--dist` stays as it is."""
-    return AloneLast(config) if config.getoption("dist") == "loadfile" else None
+    return AloneLast(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -44,6 +44,9 @@ from samples import structured_of
 TOPICS = [ev.WAGERS, ev.POSITION_CHANGES, ev.CONNECTIONS, ev.GDPR_EVENTS]
 DLQ = ev.dead_letter_topic(ev.WAGERS)
 READ_SECONDS = 90.0
+SESSION_MS = 2_000
+"""How long a killed member keeps its partitions: less than the usual 6 s, since each kill waits
+for it."""
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,7 @@ class Archives:
             **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
             "KAFKA_BOOTSTRAP_SERVERS": servers,
             "KAFKA_GROUP_ID": self.group,
-            "KAFKA_SESSION_TIMEOUT_MS": "6000",
+            "KAFKA_SESSION_TIMEOUT_MS": str(SESSION_MS),
             "REDIS_URL": redis_url,
             "DATABASE_URL": url,
             "TOMBSTONE_KEY": TOMBSTONE_KEY.decode(),

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -46,14 +49,39 @@ class PortTakenError(StackError):
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on right now, another one at each call.
+    """A loopback port that nobody listens on right now, another one at each call; no other process
+    of this user gets it from here while this one lives, listened on or not.
 
     Below the range from which systems take the ports of outgoing connections: a server that is
     started again later must find its port as it left it."""
     for port in _SHUFFLED:
-        if is_free(port):
+        if _reserve(port) and is_free(port):
             return port
     raise StackError("no port is free")
+
+
+def _reserve(port: int) -> bool:
+    """Take the port's byte of a file that all processes of this user share; False if another one
+    has it. The kernel gives it back when we end."""
+    shared = _reservations()
+    if shared is None:
+        return True
+    try:
+        fcntl.lockf(shared, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    return True
+
+
+@cache
+def _reservations() -> int | None:
+    """Kept open, since closing gives everything back. None where no such file can be had: then
+    two processes may get the same port, if they ask before either listens."""
+    path = Path(tempfile.gettempdir()) / f"leaderboard-ports-{os.getuid()}"
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
 
 
 def is_free(port: int) -> bool:
