@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -65,13 +67,26 @@ def fresh_postgres(url: str) -> Iterator[str]:
 @contextlib.contextmanager
 def engine_of(url: str, *, migrated: bool = True) -> Iterator[sa.Engine]:
     """An engine, disposed of at the end; the schema is made first, unless told not to."""
-    if migrated:
+    file = Path(sa.make_url(url).database or "")
+    if migrated and url.startswith("sqlite") and not file.exists():
+        file.write_bytes(_migrated_sqlite())
+    elif migrated:
         sql_migrations.upgrade(url)
     engine = connect(url)
     try:
         yield engine
     finally:
         engine.dispose()
+
+
+@functools.cache
+def _migrated_sqlite() -> bytes:
+    """A file that was migrated once: to migrate each takes longer than most tests do."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "record.sqlite"
+        sql_migrations.upgrade(loaded(f"sqlite:///{file}"))
+        assert [one.name for one in file.parent.iterdir()] == [file.name], "more than was copied"
+        return file.read_bytes()
 
 
 def put_down(entries: Sequence[LogEntry]) -> list[Input]:
