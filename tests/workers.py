@@ -26,6 +26,7 @@ SHARED_STACK: Final = frozenset(
         "integration/test_dead_letters",
         "integration/test_f1",
         "integration/test_path",
+        "integration/test_rebuild_command",
     )
 )
 """Those that use the fixture `path`: as one file, since its stack is dear to start."""
@@ -36,6 +37,8 @@ LONGEST: Final = (
     *(name.removeprefix("tests/").removesuffix(".py") for name in sorted(SHARED_STACK)),
     "functions/test_kafka_host",
     "integration/test_stack",
+    "simulation/test_simulation",
+    "simulation/test_mutations",
     "integration/test_relay",
     "functions/test_on_wager",
     "integration/test_reads",
