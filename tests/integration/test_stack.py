@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ import pytest
 
 from leaderboard.stack.functions import FUNCTIONS, SERVER_PORTS
 from leaderboard.stack.kafka_jars import project_root
-from leaderboard.stack.supervisor import restart_delay
+from leaderboard.stack.supervisor import StopRequestedError, Supervisor, restart_delay
 from running import StackCommand, command, descendants, is_alive, wait_for
 
 CONTRACT_SETTINGS = {
@@ -174,6 +175,28 @@ def test_restarts_wait_longer_each_time_and_not_for_ever() -> None:
     assert delays == sorted(delays)
     assert delays[0] <= 0.1
     assert delays[-1] == 10
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """What a supervisor makes of signals does not outlast the test."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_stop_that_was_asked_for_inside_a_finalizer_is_not_forgotten(tmp_path: Path) -> None:
+    """As when a signal comes while garbage is collected: what its handler raises is ignored."""
+    supervisor = Supervisor(tmp_path / "state", tmp_path / "env", lambda line: None)
+    supervisor.open()
+    with contextlib.suppress(StopRequestedError):
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(StopRequestedError):
+        supervisor.run()
+    supervisor.stop()
 
 
 def test_embedded_stack_needs_no_program_but_python(tmp_path: Path) -> None:

@@ -231,14 +231,17 @@ class Process:
             self._popen.send_signal(self.stop_signal)
             self._popen.send_signal(signal.SIGCONT)
 
-    def stop(self, timeout_seconds: float = 10) -> None:
-        """Ask, wait, then SIGKILL for the child and whatever it started. No error if ended."""
+    def stop(self, timeout_seconds: float = 10) -> bool:
+        """Ask, wait, then SIGKILL for the child and whatever it started. Whether it ended by
+        itself (or had before, or was never started)."""
         if self._popen is None:
-            return
+            return True
         self.ask_to_stop()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(timeout_seconds)
+        ended = not self.is_running()
         self.kill()
+        return ended
 
     def kill(self) -> None:
         """SIGKILL for the child and whatever is left of its process group."""

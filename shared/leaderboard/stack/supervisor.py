@@ -29,7 +29,10 @@ DRAIN_SECONDS: Final = 15.0
 
 
 class StopRequestedError(BaseException):
-    """SIGINT or SIGTERM came: not an Exception, so that nothing on the way swallows it."""
+    """SIGINT or SIGTERM came: not an Exception, so that no `except` on the way swallows it.
+
+    A finalizer does all the same (Python prints and ignores whatever is raised in one), so the
+    supervisor also remembers that it was asked."""
 
 
 @dataclass(slots=True)
@@ -68,6 +71,7 @@ class Supervisor:
         self._lock: TextIO | None = None
         self._written = False
         self._at_end: list[Callable[[], None]] = []
+        self._asked_by: int | None = None
         self.stopping = threading.Event()
 
     # starting
@@ -84,7 +88,7 @@ class Supervisor:
         # What a killed stack left tells of processes that are gone.
         self._env_path.unlink(missing_ok=True)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _request_stop)
+            signal.signal(number, self._request_stop)
 
     def start(self, services: Sequence[Service]) -> None:
         """Start these together and wait until all are ready. Raises StackError."""
@@ -120,6 +124,8 @@ class Supervisor:
     def run(self) -> None:
         """Watch the services until StopRequestedError comes (raised by the signal)."""
         while True:
+            if self._asked_by is not None:
+                raise StopRequestedError(self._asked_by)
             for service in self._services:
                 self._look_after(service)
             time.sleep(WATCH_SECONDS)
@@ -160,14 +166,24 @@ class Supervisor:
             members = [service for service in self._services if service.stage == stage]
             for service in members:
                 service.process.ask_to_stop()
+            # All were asked at the same time: they share what time there is.
+            until = time.monotonic() + DRAIN_SECONDS
             for service in members:
-                service.process.stop(DRAIN_SECONDS)
+                if not service.process.stop(max(until - time.monotonic(), 0)):
+                    self._tell(f"{service.process.name} did not end in {DRAIN_SECONDS:g} s")
         for action in reversed(self._at_end):
             action()
         if self._written:
             self._env_path.unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.close()
+
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        # From now on `stop` is on its way; one signal more must not interrupt it half-way.
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        self._asked_by = number
+        raise StopRequestedError(number)
 
     def _end_at_once(self, number: int, frame: FrameType | None) -> None:
         for service in self._services:
@@ -181,10 +197,3 @@ class Supervisor:
 def restart_delay(failures: int) -> float:
     """Seconds to wait after this many quick failures: doubling, with an end."""
     return min(FIRST_RESTART_SECONDS * 2.0**failures, LONGEST_RESTART_SECONDS)
-
-
-def _request_stop(number: int, frame: FrameType | None) -> None:
-    # From now on `stop` is on its way; one signal more must not interrupt it half-way.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    raise StopRequestedError(number)
