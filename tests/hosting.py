@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -66,10 +67,19 @@ def hosted(folder: str, settings: Mapping[str, str] | None = None) -> Iterator[H
             # A function's own thread: left alone it would look for its servers for ever.
             if (closer := getattr(sys.modules["main"], "closer", None)) is not None:
                 closer.stop()
+            _stop_logging()
             sys.path[:] = path
             sys.modules.pop("main", None)
             if kept is not None:
                 sys.modules["main"] = kept
+
+
+def _stop_logging() -> None:
+    """The function logs to what standard error was when it was loaded: with `capsys` something that
+    is closed by the time a guard's thread has found out that a store is back."""
+    for handler in logging.root.handlers[:]:
+        if type(handler) is logging.StreamHandler:
+            logging.root.removeHandler(handler)
 
 
 def bearer(subject: str, *roles: str) -> dict[str, str]:

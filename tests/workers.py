@@ -70,15 +70,22 @@ class AloneLast(LoadFileScheduling):  # type: ignore[misc]  # xdist tells no typ
             super()._assign_work_unit(node)
 
     def _reschedule(self, node: WorkerController) -> None:
-        if not self._only_alone_is_left() or len(self.nodes) == 1:
+        if not self._only_alone_is_left():
             super()._reschedule(node)
+        elif len(self.nodes) == 1:
+            # A worker does not begin a test before it knows the next one, or that there is none.
+            while self.workqueue and self._pending_of(self.assigned_work[node]) <= 2:
+                super()._assign_work_unit(node)
+            if not self.workqueue:
+                node.shutdown()
         elif self._is_spare(node):
             node.shutdown()
 
     def remove_node(self, node: WorkerController) -> str | None:
         crashed: str | None = super().remove_node(node)
-        for other in self.nodes:
-            self._reschedule(other)
+        if crashed is None:
+            for other in self.nodes:
+                self._reschedule(other)
         return crashed
 
     def _is_spare(self, node: WorkerController) -> bool:
