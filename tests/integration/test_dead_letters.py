@@ -277,6 +277,26 @@ def test_a_replay_into_a_tournament_that_is_over_wants_force_and_changes_nothing
     assert len(letters) == 1, "it was sound, and did not count"
 
 
+def test_a_replay_of_what_happened_before_the_start_wants_force_until_the_schedule_is_right(
+    path: Path,
+) -> None:
+    tournament_id = unique("early")
+    early(path, tournament_id, wager(tournament_id, "ann", 300))
+    words = ["replay", "--tournament", tournament_id, "--yes"]
+    # As the command does it by default: from now on, which is after the wager.
+    path.reached(tournament_id, path.publish([schedule(tournament_id, starts_in=3600)])[0].offset)
+    for settings in ({}, {"QUERY_URL": "http://127.0.0.1:1"}):
+        refused = command(["dlq", *words], path.stack.folder, settings)
+        assert refused.returncode == 1
+        assert "not_started" in refused.stderr
+        assert refused.stderr.count("\n") == 1
+    assert replayed(path, tournament_id, 0) == []
+    path.reached(tournament_id, path.publish([schedule(tournament_id)])[0].offset)
+    done = on_stack(path, *words)
+    assert "1 replayed" in done.stdout, done.stderr
+    wait_for(lambda: scores(path, tournament_id) == {"ann": 300}, 20)
+
+
 def witness_of(path: Path, tournament_id: str) -> str:
     """Another tournament in the same partition."""
     from leaderboard.partitioning import partition_of

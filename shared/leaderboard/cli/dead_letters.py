@@ -181,7 +181,8 @@ def replay(
     as handled when Kafka has it; a crash before the mark leaves it in the list, and it may be
     replayed again. One that is refused once more comes back to the list, with a count.
 
-    An event of a tournament that is over would change no score: that wants --force."""
+    An event of a tournament that is over, or that happened outside its time, would change no score:
+    that wants --force."""
     selection = Selection(**given)
     letters = _chosen(selection, everything=everything, again=again)
     warn_of_ended(environment(), selection.topic, letters, force=force or dry_run)
