@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from leaderboard.cli.context import (
     Api,
@@ -211,7 +212,8 @@ def standings_table(rows: list[tuple[int, str, str | None, int]]) -> Table:
     table.add_column("name")
     table.add_column("score", justify="right")
     for rank, player_id, name, score in rows:
-        table.add_row(str(rank), player_id, name or "", f"{score:,}")
+        # A player chose the name: brackets in it are no markup.
+        table.add_row(str(rank), Text(player_id), Text(name or ""), f"{score:,}")
     return table
 
 
