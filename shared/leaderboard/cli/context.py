@@ -59,6 +59,16 @@ def checked_id(text: str, what: str) -> str:
     return text
 
 
+def first_fault(error: ValueError) -> str:
+    """What is wrong with an event, in one line: the first fault that its model finds."""
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return str(error)
+    one = errors()[0]
+    place = ".".join(map(str, one["loc"]))
+    return f"{place}: {one['msg']}" if place else str(one["msg"])
+
+
 class Api:
     """The functions over HTTP, with a token of the development issuer or LEADERBOARD_TOKEN."""
 

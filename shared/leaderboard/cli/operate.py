@@ -18,6 +18,7 @@ from leaderboard.cli.context import (
     checked_id,
     console,
     environment,
+    first_fault,
     progress_console,
 )
 from leaderboard.events import TournamentScheduled
@@ -31,14 +32,24 @@ def _duration(text: str) -> timedelta:
     found = _DURATION.fullmatch(text)
     if found is None:
         raise click.BadParameter(f"{text!r} is no duration like 90s, 10m, 2h, 1d")
-    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    try:
+        return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    except OverflowError:
+        raise click.BadParameter(f"{text!r} is too long") from None
+
+
+def _after(moment: datetime, lasts: timedelta) -> datetime:
+    try:
+        return moment + lasts
+    except OverflowError:
+        raise click.BadParameter("that is after the year 9999") from None
 
 
 def _moment(text: str) -> datetime:
     if text == "now":
         return datetime.now(UTC)
     if text.startswith("+"):
-        return datetime.now(UTC) + _duration(text[1:])
+        return _after(datetime.now(UTC), _duration(text[1:]))
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -100,7 +111,7 @@ def schedule(  # noqa: PLR0913 - click gives every option its own argument
 ) -> None:
     """Checked by the same model as the event."""
     starts_at = _moment(starts)
-    ends_at = starts_at + _duration(lasts) if ends is None else _moment(ends)
+    ends_at = _after(starts_at, _duration(lasts)) if ends is None else _moment(ends)
     rules: dict[str, Any] = {
         "scoring": {"kind": scoring},
         "operator": operator,
@@ -122,7 +133,7 @@ def schedule(  # noqa: PLR0913 - click gives every option its own argument
             body["prizes"] = json.loads(prizes)
         TournamentScheduled.model_validate_json(json.dumps(body))
     except ValueError as error:
-        raise CommandError(f"the schedule would be refused: {error}") from None
+        raise CommandError(f"the schedule would be refused: {first_fault(error)}") from None
     _operator().call("TOURNAMENT_URL", "POST", "/v1/tournaments", json=body)
     console.print(f"{tournament_id}: scheduled, {starts_at:%F %T %Z} to {ends_at:%F %T %Z}")
 

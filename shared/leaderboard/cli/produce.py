@@ -17,6 +17,7 @@ from leaderboard.cli.context import (
     checked_id,
     console,
     environment,
+    first_fault,
     progress_console,
 )
 from leaderboard.codec import STRUCTURED_TYPE, decode_http, encode_kafka
@@ -87,6 +88,8 @@ def produce(  # noqa: PLR0913 - they are options
     else:
         if tournament is None:
             raise click.UsageError("--tournament is wanted, or --file")
+        if topic != WAGERS:
+            raise click.UsageError("--topic is for --file: wagers and scores go to wagers")
         tournament_id = TournamentId(checked_id(tournament, "tournament"))
         if count is not None:
             total = count
@@ -129,15 +132,7 @@ def _data(  # noqa: PLR0913, PLR0917 - they are options
             currency=currency,
         )
     except ValueError as error:
-        raise CommandError(f"the event would be refused: {_first(error)}") from None
-
-
-def _first(error: ValueError) -> str:
-    errors = getattr(error, "errors", None)
-    if errors is None:
-        return str(error)
-    one = errors()[0]
-    return f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
+        raise CommandError(f"the event would be refused: {first_fault(error)}") from None
 
 
 def _record(data: WagerPlaced | ScoreSubmitted, event_id: str | None) -> Record:
@@ -171,8 +166,15 @@ def _lines(file: TextIO) -> int | None:
         return sum(1 for line in lines if line.strip())
 
 
+def _read(file: TextIO) -> Iterator[str]:
+    try:
+        yield from file
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{file.name} is no UTF-8: {error.reason}") from None
+
+
 def _from_file(file: TextIO, topic: str) -> Iterator[Record]:
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(_read(file), start=1):
         if not line.strip():
             continue
         try:
