@@ -204,6 +204,7 @@ def show(tournament_id: str, top: int) -> None:
     board = api.call("QUERY_URL", "GET", f"{path}/standings", params={"limit": top})
     for name in ("state", "starts_at", "ends_at", "players", "sequence"):
         console.print(f"{name}: {about[name]}", highlight=False, markup=False)
+    console.print(f"source: {board['source']}", highlight=False, markup=False)
     console.print(f"rules: {json.dumps(about['rules'])}", highlight=False, markup=False)
     console.print(
         standings_table(
