@@ -311,3 +311,31 @@ def test_a_database_that_is_away_is_a_passing_trouble() -> None:
                 asked()
     finally:
         engine.dispose()
+
+
+def test_what_the_user_may_not_do_names_the_setting(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    with fresh_database("postgresql", request, tmp_path) as made:
+        upgrade(made)
+        role = f"stranger_{Path(made).name.replace('-', '_')}"
+        owner = connect(made, pool_size=1)
+        with owner.begin() as connection:
+            connection.exec_driver_sql(f'CREATE ROLE "{role}" LOGIN')
+        stranger = connect(sa.make_url(made).set(username=role).render_as_string(False))
+        try:
+            with pytest.raises(SettingsError, match="DATABASE_URL: permission denied"):
+                check(stranger)
+        finally:
+            stranger.dispose()
+            with owner.begin() as connection:
+                connection.exec_driver_sql(f'DROP ROLE "{role}"')
+            owner.dispose()
+
+
+def test_an_option_or_a_driver_that_is_not_there_names_the_setting() -> None:
+    engine = connect("postgresql+psycopg://u@127.0.0.1/x?foo=bar")
+    with pytest.raises(SettingsError, match='DATABASE_URL: invalid connection option "foo"'):
+        check(engine)
+    with pytest.raises(SettingsError, match="DATABASE_URL: its driver is not installed: pyodbc"):
+        connect("mssql+pyodbc://u:p@127.0.0.1/x")

@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from leaderboard.errors import TransientError
+from leaderboard.errors import SettingsError, TransientError
 
 CONNECT_SECONDS: Final = 5
 STATEMENT_SECONDS: Final = 120
@@ -25,6 +25,7 @@ SQLITE_WAIT_SECONDS: Final = 30
 _KEYS_AT_ONCE: Final = 500
 _RETRYABLE: Final = frozenset({"25006", "55P03", "57014", "57P01", "57P02", "57P03"})
 """PostgreSQL: read-only after a failover, locked, cancelled, shutting down or starting up."""
+_FORBIDDEN: Final = "42501"
 _TYPES: Final[dict[type[Any], str]] = {
     sa.Integer: "int4",
     sa.BigInteger: "int8",
@@ -47,7 +48,9 @@ _NULL: Final = "\x1e"
 
 
 def connect(url: str, *, pool_size: int = 4) -> sa.Engine:
-    """An engine for `DatabaseSettings.url`. Connects with the first use."""
+    """An engine for `DatabaseSettings.url`. Connects with the first use.
+
+    Raises SettingsError where its driver is not installed."""
     if url.startswith("sqlite"):
         return _sqlite(url, pool_size)
     args: dict[str, Any] = {}
@@ -61,14 +64,17 @@ def connect(url: str, *, pool_size: int = 4) -> sa.Engine:
             "tcp_user_timeout": 20_000,
             "application_name": "leaderboard",
         }
-    return sa.create_engine(
-        url,
-        pool_size=pool_size,
-        max_overflow=pool_size,
-        pool_timeout=CONNECT_SECONDS,
-        pool_pre_ping=True,
-        connect_args=args,
-    )
+    try:
+        return sa.create_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_timeout=CONNECT_SECONDS,
+            pool_pre_ping=True,
+            connect_args=args,
+        )
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"DATABASE_URL: its driver is not installed: {error.name}") from None
 
 
 def _sqlite(url: str, pool_size: int) -> sa.Engine:
@@ -99,7 +105,8 @@ def _sqlite(url: str, pool_size: int) -> sa.Engine:
 
 @contextmanager
 def transient() -> Iterator[None]:
-    """Turns what passes by itself (away, full, locked, failing over) into TransientError."""
+    """Turns what passes by itself (away, full, locked, failing over) into TransientError, and what
+    DATABASE_URL asks for in vain (no such option, no right) into SettingsError: it is no bug."""
     try:
         yield
     except (OperationalError, InterfaceError, PoolTimeoutError) as error:
@@ -110,6 +117,8 @@ def transient() -> Iterator[None]:
         state = getattr(error.orig, "sqlstate", None)
         if error.connection_invalidated or state in _RETRYABLE:
             raise TransientError(f"the database is away: {_told(error)}") from None
+        if state == _FORBIDDEN or "invalid connection option" in str(error.orig):
+            raise SettingsError(f"DATABASE_URL: {_told(error)}") from None
         raise
 
 
