@@ -34,6 +34,7 @@ LONGEST_PAUSE_SECONDS: Final = 5.0
 TOLD_SECONDS: Final = 10.0
 """How often a wait for Kafka is told."""
 STUCK_SECONDS: Final = 120.0
+_AWAY: Final = "the database is away"
 
 
 class Relay:
@@ -105,7 +106,9 @@ class Relay:
             telemetry.RETRIES.labels("relay").inc()
             self._again += 1
             told = str(getattr(error, "orig", error)).splitlines()[:1]
-            logger.warning("the database is away", extra=telemetry.fields(error=told))
+            lacking = isinstance(error, sa.exc.ProgrammingError)
+            message = "the outbox can't be used (are its tables there?)" if lacking else _AWAY
+            logger.warning(message, extra=telemetry.fields(error=told))
             if not once:
                 self._stopping.wait(_pause(self._again))
 
