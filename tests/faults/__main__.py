@@ -10,10 +10,18 @@ from pathlib import Path
 from faults.runner import run, table, write
 
 
+def _count(text: str) -> int:
+    """At least one trial: a run of none would pass for a clean one."""
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("at least one")
+    return count
+
+
 def main() -> int:
     """The exit code: 1 when any trial showed a difference, 0 otherwise."""
     words = argparse.ArgumentParser(prog="faults", description="Fault trials on the local stack.")
-    words.add_argument("--trials", type=int, default=45, help="how many (default: %(default)s)")
+    words.add_argument("--trials", type=_count, default=48, help="how many (default: %(default)s)")
     words.add_argument("--seed", type=int, help="of the schedule; drawn and printed without one")
     words.add_argument("--only", default="", help="faults whose name contains this")
     words.add_argument("--minutes", type=float, default=60, help="begin no trial after these")

@@ -28,13 +28,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=10_000)
     wanted = parser.parse_args().steps
+    if wanted < 1:
+        parser.error("--steps: at least one")
+    given = os.environ.get("SIMULATION_SEED", "")
+    if given and not given.isdecimal():
+        parser.error(f"SIMULATION_SEED: {given!r} is no number")
     if sys.flags.hash_randomization:
         # The order of sets is part of what a seed has to repeat.
         again = [sys.executable, "-m", "simulation", *sys.argv[1:]]
         os.execve(sys.executable, again, {**os.environ, "PYTHONHASHSEED": "0"})  # noqa: S606 - itself
     # What functions say of faults would fill the memory.
     logging.disable(logging.CRITICAL)
-    number = int(os.environ.get("SIMULATION_SEED") or random.SystemRandom().randrange(2**32))
+    number = int(given or random.SystemRandom().randrange(2**32))
     print(f"simulation: SIMULATION_SEED={number}", flush=True)
     steps, found = simulate(Machine, number, wanted)
     print(f"simulation: {steps} steps, {'a counterexample' if found else 'no counterexample'}")
