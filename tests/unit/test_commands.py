@@ -53,3 +53,18 @@ def test_a_topic_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
     done = command(["produce", *words], tmp_path, SETTINGS)
     assert done.returncode == 2
     assert "--topic is for --file" in done.stderr
+
+
+def test_an_id_that_nobody_would_take_is_one_line(tmp_path: Path) -> None:
+    words = ["produce", "--tournament", "t", "--player", "p", "--score", "1", "--id", "a\nb"]
+    done = command(words, tmp_path, {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "bad_id" in done.stderr
+
+
+def test_kafka_that_is_away_is_one_line(tmp_path: Path) -> None:
+    done = command(["dlq", "list"], tmp_path, {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
+    assert done.returncode != 0
+    assert len(done.stderr.splitlines()) == 1, done.stderr

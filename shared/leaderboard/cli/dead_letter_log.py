@@ -71,7 +71,7 @@ def _records(settings: Mapping[str, str], topic: str) -> Iterator[Record]:
             "enable.auto.commit": False,
             "enable.partition.eof": False,
             "auto.offset.reset": "earliest",
-            "log_level": 3,
+            "log_level": 2,
         }
     )
     try:

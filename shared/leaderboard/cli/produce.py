@@ -20,7 +20,7 @@ from leaderboard.cli.context import (
     first_fault,
     progress_console,
 )
-from leaderboard.codec import STRUCTURED_TYPE, decode_http, encode_kafka
+from leaderboard.codec import STRUCTURED_TYPE, decode_http, decode_kafka, encode_kafka
 from leaderboard.errors import RefusedError
 from leaderboard.events import (
     WAGERS,
@@ -143,7 +143,12 @@ def _record(data: WagerPlaced | ScoreSubmitted, event_id: str | None) -> Record:
         subject=data.player_id,
         data=data,
     )
-    return encode_kafka(event, WAGERS)
+    record = encode_kafka(event, WAGERS)
+    try:
+        decode_kafka(record)  # an id is given by hand, and not every one would be taken
+    except RefusedError as error:
+        raise CommandError(f"{error.reason}: {error.detail}") from None
+    return record
 
 
 def _generated(

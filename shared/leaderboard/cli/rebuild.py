@@ -98,7 +98,8 @@ def _opened(settings: Mapping[str, str]) -> Iterator[tuple[Rebuild, dict[Tournam
 
 def _done(kafka: KafkaSettings, group: str, partitions: set[int]) -> dict[int, Offset]:
     """Up to where the group has done with each partition: what lies above, it does itself."""
-    consumer = Consumer({**kafka.client_config(), "group.id": group, "enable.auto.commit": False})
+    own = {"group.id": group, "enable.auto.commit": False, "log_level": 2}
+    consumer = Consumer({**kafka.client_config(), **own})
     try:
         asked = [TopicPartition(WAGERS, partition) for partition in sorted(partitions)]
         places = consumer.committed(asked, timeout=ASK_SECONDS)

@@ -82,9 +82,12 @@ async def _follow(api: Api, screen: _Screen, frames: int | None, live: Live | No
                             continue
                         if live is None:
                             click.echo(message.data)
-                        screen.take(json.loads(message.data))
+                        frame = json.loads(message.data)
+                        screen.take(frame)
                         _refresh(screen, live)
-                        if left is not None and (left := left - 1) == 0:
+                        # A screen is asked for boards, lines of JSON for all that comes.
+                        is_counted = live is None or frame.get("type") == "top"
+                        if left is not None and is_counted and (left := left - 1) == 0:
                             return
             except (aiohttp.ClientError, TransientError) as error:
                 screen.state = f"away, trying again ({type(error).__name__})"

@@ -25,6 +25,7 @@ class Sender:
                 "linger.ms": 5,
                 "message.timeout.ms": int(FLUSH_SECONDS * 1000),
                 "message.max.bytes": 4 * 1024 * 1024,
+                "log_level": 2,  # what fails is raised; each attempt would be a line more
             }
         )
         self.sent = 0
