@@ -22,6 +22,7 @@ from leaderboard.errors import (
     RefusedError,
     TransientError,
 )
+from leaderboard.hosts import http
 from leaderboard.hosts.http import (
     ANY_ROLE,
     DISCARDED_BYTES,
@@ -418,3 +419,18 @@ def test_openapi_document_is_valid_and_says_who_may_what(client: Client) -> None
     assert "/bytes" not in told["paths"]
     assert "/files/{file}" in told["paths"]
     assert not re.search(r'"#/\$defs', json.dumps(told))
+
+
+@pytest.mark.parametrize("is_served", [True, False])
+def test_a_served_process_settles_when_it_has_what_it_keeps_and_a_test_never(
+    monkeypatch: pytest.MonkeyPatch, is_served: bool
+) -> None:
+    answered: list[int] = []
+    settled: list[int] = []
+    monkeypatch.setattr(http, "settle", lambda: settled.append(len(answered) + 1))
+    client = _client(HttpApp("host", ROUTES))
+    given = {"gunicorn.socket": object()} if is_served else {}
+    for _ in range(1_100):
+        answered.append(client.get("/open", environ_overrides=given).status_code)
+    assert set(answered) == {200}
+    assert settled == ([20, 1_000] if is_served else [])

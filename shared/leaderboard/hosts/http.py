@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import time
@@ -34,11 +35,14 @@ from leaderboard.errors import (
     TransientError,
     UnauthenticatedError,
 )
+from leaderboard.hosts.collector import settle
 from leaderboard.ports import Caller, Tokens
 
 MAX_BODY_BYTES: Final = 64 * 1024
 DISCARDED_BYTES: Final = 4 * 1024 * 1024
 """Read and thrown away of a body that is too large, so that its sender gets the answer."""
+SETTLES_AT: Final = frozenset({20, 1000})
+"""Answers after which what a process keeps has been made: drivers, connections, schemas."""
 PROBLEM_TYPE: Final = "application/problem+json"
 _ALLOWED_HEADERS: Final = "authorization, content-type, idempotency-key, if-none-match"
 logger = logging.getLogger(__name__)
@@ -150,6 +154,7 @@ class HttpApp:
         self._tokens = tokens
         self._ready = dict(ready or {})
         self._origins = frozenset(origins)
+        self._answered = itertools.count(1)
         self._map = Map(
             [Rule(r.path, methods=[r.method], endpoint=i) for i, r in enumerate(self.routes)],
             converters={"default": _IdConverter},
@@ -183,6 +188,9 @@ class HttpApp:
         telemetry.REQUESTS.labels(
             self.name, route.path if route else "none", str(response.status_code)
         ).observe(time.perf_counter() - started)
+        # The framework's own server: there the process is ours.
+        if "gunicorn.socket" in request.environ and next(self._answered) in SETTLES_AT:
+            settle()
         return response
 
     def _match(self, request: Request) -> tuple[Route, dict[str, str]]:

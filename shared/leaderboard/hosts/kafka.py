@@ -9,7 +9,6 @@ it all, so a partition is never revoked in the middle of a batch.
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 import threading
@@ -25,6 +24,7 @@ from leaderboard.dead_letters import bury
 from leaderboard.errors import RefusedError, SettingsError, TransientError
 from leaderboard.events import Event, Record, format_time_ms
 from leaderboard.fold import LogEntry
+from leaderboard.hosts.collector import collect_rarely
 from leaderboard.hosts.health import HealthServer
 from leaderboard.hosts.kafka_cap import DeadLetterCap
 from leaderboard.hosts.kafka_group import Membership, group_config
@@ -54,7 +54,8 @@ LONGEST_BACK_OFF_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 0.5
 STUCK_SECONDS: Final = 120.0
 COLLECT_AFTER: Final = 200_000
-"""New containers before the garbage collector looks at them: several batches' worth."""
+"""New containers before the garbage collector looks at them: several batches' worth. A batch makes
+thousands of objects at once and hardly a cycle; to look for them took a quarter of the time."""
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class KafkaHost:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self.stop())
-            _collect_rarely()
+            collect_rarely(COLLECT_AFTER)
         checks = {"kafka": self._check_kafka, **self._ready}
         address = (self._settings.host, self._settings.port)
         try:
@@ -308,11 +309,3 @@ class KafkaHost:
         self._logs.check()
         if not self._group.is_member():
             raise TransientError("not a member of the group yet")
-
-
-def _collect_rarely() -> None:
-    """The process is this host's: its batches make thousands of objects at once and hardly a
-    cycle, and to look through them for cycles took a quarter of the time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(COLLECT_AFTER, 10, 100)
