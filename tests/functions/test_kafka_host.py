@@ -126,6 +126,25 @@ def test_a_dead_letter_is_not_sent_again_while_its_batch_is_retried(kafka: str) 
     assert sink.calls == 1
 
 
+def test_a_dead_letter_is_not_sent_again_when_its_partition_is_read_again(kafka: str) -> None:
+    log, recorder = Log(kafka), Recorder()
+    refusal = RefusedError(Refusal.SCORE_OUT_OF_RANGE, "beyond ±2^53")
+    recorder.on_handle = lambda batch: [
+        Refused(entry.offset, refusal) for entry in batch.entries if entry.offset == 1
+    ]
+    recorder.on_settle = failing(1, ReplayError(None))
+    log.send_record(ev.Record("any", b"t1", None))
+    log.send_record(recording.sound(1))
+    with running(log, recorder):
+        wait_for(lambda: log.committed() == 2, 10)
+        wait_for(lambda: log.buried() >= 2, 10)
+        # One more of the same content is another record.
+        log.send_record(ev.Record("any", b"t1", None))
+        wait_for(lambda: log.committed() == 3, 10)
+    assert len(recorder.tried) > 2, "nothing was read again"
+    assert log.buried() == 3
+
+
 def test_what_may_work_later_is_retried_in_order_without_leaving_the_group(kafka: str) -> None:
     log, recorder = Log(kafka), Recorder()
     until = time.monotonic() + SESSION_SECONDS + 1.5

@@ -26,6 +26,7 @@ from leaderboard.events import Event, Record, format_time_ms
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.collector import collect_rarely
 from leaderboard.hosts.health import HealthServer
+from leaderboard.hosts.kafka_buried import Buried
 from leaderboard.hosts.kafka_cap import DeadLetterCap
 from leaderboard.hosts.kafka_group import Membership, group_config
 from leaderboard.hosts.kafka_handler import (
@@ -105,6 +106,7 @@ class KafkaHost:
             decode,
             self._logs.before,
         )
+        self._buried = Buried()
         self._log_ids: dict[Place, str] = {}
         self._beat = time.monotonic()
 
@@ -165,7 +167,6 @@ class KafkaHost:
         messages = self._group.take(place, self._settings.batch_size)
         telemetry.BATCH_SIZE.labels(self._name).observe(len(messages))
         batch = self._read(place, messages)
-        buried: set[Offset] = set()
         try:
             # Before anything of it has an effect: a topic that can't be read stays as it is.
             self._retried(
@@ -175,9 +176,7 @@ class KafkaHost:
             return
 
         def effects() -> None:
-            refused = [*batch.unreadable, *handler.handle(batch)]
-            self._bury(batch, [one for one in refused if one.offset not in buried])
-            buried.update(one.offset for one in refused)
+            self._bury(batch, [*batch.unreadable, *handler.handle(batch)])
             handler.settle(batch)
 
         try:
@@ -226,9 +225,13 @@ class KafkaHost:
                 telemetry.LEFT_UNREAD.labels(*labels).inc()
             return
         by_offset = {record.offset: record for record in batch.records}
+        news = [one for one in refused if by_offset[one.offset] not in self._buried]
+        if not news:
+            return
         at = format_time_ms(time.time_ns() // 1_000_000)
-        self._dead_letters.send([bury(by_offset[one.offset], one.error, at) for one in refused])
-        for one in refused:
+        self._dead_letters.send([bury(by_offset[one.offset], one.error, at) for one in news])
+        self._buried.add(by_offset[one.offset] for one in news)
+        for one in news:
             reason = one.error.reason.value
             telemetry.DEAD_LETTERS.labels(batch.topic, reason).inc()
             logger.warning(
