@@ -126,11 +126,17 @@ class TornFeed:
     def publish(self, outgoing: Sequence[Outgoing]) -> Mapping[int, Offset]:
         raise AssertionError("on-wager publishes nothing else")
 
-    def publish_changes(self, changes: Sequence[PositionChange]) -> None:
+    def begin_changes(self, changes: Sequence[PositionChange]) -> int:
         for change in changes:
             self.countdown.step()
             self.changes.append(change)
+        return 0
+
+    def confirm_changes(self, begun: int) -> None:
         self.countdown.step()
+
+    def publish_changes(self, changes: Sequence[PositionChange]) -> None:
+        self.confirm_changes(self.begin_changes(changes))
 
 
 @cache
@@ -220,12 +226,18 @@ class Reader:
             return
         batch = Batch(WAGERS, 0, LOG, entries, Offset(entries[-1].offset + 1))
         try:
+            self.function.begin(batch)
+            self.function.join(batch)
             refused = self.function.handle(batch)
             self.dead_letters |= {one.offset: one.error.reason.value for one in refused}
             self.function.settle(batch)
         except ReplayError as error:
+            self.function.forget(batch)
             self._replay(min(error.offset or Offset(0), entries[0].offset))
             return
+        except TransientError:
+            self.function.forget(batch)
+            raise
         self._position = self.committed = batch.next_offset
 
     def _replay(self, offset: int) -> None:

@@ -39,6 +39,13 @@ class MemoryFeed:
                 self._on_publish(one.topic, entry)
         return offsets
 
+    def begin_changes(self, changes: Sequence[PositionChange]) -> int:
+        self.publish_changes(changes)
+        return 0
+
+    def confirm_changes(self, begun: int) -> None:
+        pass
+
     def publish_changes(self, changes: Sequence[PositionChange]) -> None:
         for change in changes:
             data = ev.PositionChanged(

@@ -68,7 +68,8 @@ class ArchiveReader:
         part = [one for one in self.entries if one.offset >= self.position][:size]
         if part:
             batch = batch_of(part)
-            self.function.handle(batch)
+            for step in (self.function.begin, self.function.join, self.function.handle):
+                step(batch)
             self.function.settle(batch)
             self.position = batch.next_offset
 

@@ -20,7 +20,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from leaderboard import events as ev
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.codec import decode_kafka, encode_kafka
-from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, RecordSink, Refused
+from leaderboard.hosts.kafka import Assignment, Batch, InOneStep, KafkaHost, RecordSink, Refused
 from leaderboard.model import Offset, Place
 from leaderboard.settings import ConsumerSettings, KafkaSettings, load
 from leaderboard.stack.process import LOOPBACK, free_port
@@ -121,7 +121,7 @@ def garbage(number: int, source: str) -> ev.Record:
     return sound(number, source)._replace(value=b"\xff\xfe")
 
 
-class Recorder:
+class Recorder(InOneStep):
     """A handler that keeps what happened, in order, and does what a test hangs into it."""
 
     def __init__(self) -> None:

@@ -42,7 +42,15 @@ from leaderboard.events import (
 )
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.first_use import FirstUse
-from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, RecordSink, Refused, ReplayError
+from leaderboard.hosts.kafka import (
+    Assignment,
+    Batch,
+    InOneStep,
+    KafkaHost,
+    RecordSink,
+    Refused,
+    ReplayError,
+)
 from leaderboard.model import BOARD_KEPT_MS, ERASED, Offset, Place, TournamentId
 from leaderboard.ports import Board, Directory, PlayerRow, Progress
 from leaderboard.record_ports import Archive, Input, Ledger, LedgerPage
@@ -68,7 +76,7 @@ FINAL_PIECE = 5_000
 logger = logging.getLogger(NAME)
 
 
-class Archivist:
+class Archivist(InOneStep):
     """The function. Safe to repeat with any batch, and to kill between any two lines."""
 
     def __init__(self, archive: Archive, check: StandingCheck) -> None:

@@ -35,7 +35,7 @@ from leaderboard.frames import (
     tournament_frame,
 )
 from leaderboard.hosts.first_use import FirstUse
-from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused
+from leaderboard.hosts.kafka import Assignment, Batch, InOneStep, KafkaHost, Refused
 from leaderboard.model import TOP_VISIBLE, Offset, Place, PlayerId, State, TournamentId
 from leaderboard.partitioning import partition_of
 from leaderboard.ports import Board, Connections, Directory, Gateway
@@ -83,7 +83,7 @@ class _Watched:
     state: State | None = None
 
 
-class OnRankChange:
+class OnRankChange(InOneStep):
     """The function. `clock` counts seconds and never goes back."""
 
     def __init__(

@@ -2,7 +2,8 @@
 
 For each tournament of a batch: one atomic board call, then what that call (and any call before it
 that crashed too early) brought forth goes to `position-changes`, and only when Kafka has
-acknowledged that is the input committed. The board compares offsets, so whatever is read again
+acknowledged that is the input committed. While the boards work on a batch, what they brought forth
+of the one before is sent off. The board compares offsets, so whatever is read again
 has no effect; it keeps its changes until they are confirmed, so whatever was not emitted comes
 again with the next call.
 
@@ -19,7 +20,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from losses import Losses, Owned, Ports
 from pydantic import BaseModel
@@ -47,9 +49,11 @@ from leaderboard.events import WAGERS, PlayerErased, TournamentScheduled
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import Answer, Call, HttpApp, Route
-from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused
-from leaderboard.model import Disposition, Offset, Place, TournamentId
+from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused, ReplayError
+from leaderboard.model import Disposition, Offset, Place, PositionChange, TournamentId
 from leaderboard.ports import (
+    Applied,
+    Applying,
     BatchApplied,
     Feed,
     Outgoing,
@@ -75,6 +79,40 @@ KNOWN_SECONDS = 4.0
 logger = logging.getLogger(NAME)
 
 
+NO_BOARD: Final = BatchApplied(None, Offset(0), None, False, (), ())
+
+
+@dataclass(slots=True)
+class _Call:
+    """A tournament's part of a batch: on its way to the board, then with what became of it."""
+
+    tournament_id: TournamentId
+    entries: Sequence[LogEntry]
+    after: Offset | None
+    applying: Applying | None
+    applied: BatchApplied | None = None
+
+    def result(self) -> BatchApplied:
+        applying, self.applying = self.applying, None
+        if applying is None:
+            raise AssertionError("a call has one result")
+        return applying.result()
+
+    def abandon(self) -> None:
+        applying, self.applying = self.applying, None
+        if applying is not None:
+            applying.abandon()
+
+
+@dataclass(slots=True)
+class _Work:
+    """A batch that was begun."""
+
+    calls: list[_Call] = field(default_factory=list)
+    is_joined: bool = False
+    emitting: int = 0
+
+
 class OnWager:
     """The function. Safe to repeat with any batch, and to kill between any two lines."""
 
@@ -86,6 +124,9 @@ class OnWager:
         self._erasures = ports.erasures
         self._losses = losses or Losses(ports)
         self._owned: dict[Place, Owned] = {}
+        self._work: dict[tuple[Place, Offset], _Work] = {}
+        self._told: dict[TournamentId, Offset] = {}
+        """Up to where the batch that is joined and not settled has what its boards told."""
 
     def assigned(self, assignment: Assignment) -> Offset | None:
         owned, start = self._losses.take_over(assignment)
@@ -95,29 +136,68 @@ class OnWager:
     def revoked(self, place: Place) -> None:
         self._owned.pop(place, None)
 
-    def handle(self, batch: Batch) -> Sequence[Refused]:
-        """Apply one partition's batch, in order, tournament by tournament."""
+    def begin(self, batch: Batch) -> None:
+        """Send one partition's batch to the boards, in order, tournament by tournament."""
         owned = self._owned[batch.place]
-        refused: list[Refused] = []
-        for tournament_id, entries in by_tournament(batch.entries).items():
-            try:
-                applied = self._apply(owned, tournament_id, entries)
-            except BoardBehindError as behind:
-                logger.warning(
-                    "a board has lost writes",
-                    extra=telemetry.fields(tournament=tournament_id, stands_at=behind.stands_at),
-                )
-                raise self._losses.replay(owned) from None
-            if applied.unconfirmed:
-                self._feed.publish_changes(applied.unconfirmed)
-            refused += refusals(entries, applied)
-            record_dispositions(tournament_id, entries, applied)
-        return refused
+        work = self._work[_name_of(batch)] = _Work()
+        try:
+            for tournament_id, entries in by_tournament(batch.entries).items():
+                work.calls.append(self._begin(owned, tournament_id, entries))
+        except BoardBehindError as behind:
+            raise self._replay(owned, batch, behind) from None
 
-    def _apply(
+    def _begin(
         self, owned: Owned, tournament_id: TournamentId, entries: Sequence[LogEntry]
-    ) -> BatchApplied:
-        applied = self._apply_to_board(owned, tournament_id, entries)
+    ) -> _Call:
+        after = owned.applied.get(tournament_id)
+        if after is None:
+            self._losses.check_witness(owned)
+            over = self._losses.instead_of_beginning(owned, tournament_id, entries)
+            if over is not None:
+                return _Call(tournament_id, entries, after, None, over)
+        confirmed, told = owned.emitted.get(tournament_id), self._told.get(tournament_id)
+        try:
+            applying = self._board.begin(
+                tournament_id, owned.log_id, after, entries, confirmed, told
+            )
+        except BoardBehindError as behind:
+            if behind.stands_at is not None:
+                raise
+            applying = Applied(NO_BOARD)
+        return _Call(tournament_id, entries, after, applying)
+
+    def join(self, batch: Batch) -> None:
+        """The boards hold the batch now. What they told is held until it is emitted."""
+        owned, work = self._owned[batch.place], self._work[_name_of(batch)]
+        if work.is_joined:
+            return
+        try:
+            for call in work.calls:
+                self._join(owned, call)
+        except BoardBehindError as behind:
+            raise self._replay(owned, batch, behind) from None
+        work.is_joined = True
+        self._told = {
+            call.tournament_id: call.applied.offset
+            for call in work.calls
+            if call.applied is not None and call.applied.offset is not None
+        }
+
+    def _join(self, owned: Owned, call: _Call) -> None:
+        tournament_id, entries = call.tournament_id, call.entries
+        applied = call.applied
+        if applied is None:
+            try:
+                applied = call.result()
+            except BoardBehindError as behind:
+                if behind.stands_at is not None:
+                    raise
+                applied = NO_BOARD
+            if applied.terms is None:
+                applied = self._losses.without_board(
+                    owned, tournament_id, entries, applied, call.after
+                )
+            call.applied = applied
         if applied.terms is not None and applied.offset is not None:
             # Not by `terms_changed`: that is said once, and a process may die before the list.
             if owned.shown.get(tournament_id) != applied.terms.revision:
@@ -129,34 +209,35 @@ class OnWager:
                 # Known already, unless a store that was emptied has forgotten who is forgotten.
                 erasure_id = entry.event.data.erasure_id
                 self._erasures.restore(erasure_id, tournament_id, entry.event.time_ms)
-        return applied
 
-    def _apply_to_board(
-        self, owned: Owned, tournament_id: TournamentId, entries: Sequence[LogEntry]
-    ) -> BatchApplied:
-        after = owned.applied.get(tournament_id)
-        if after is None:
-            self._losses.check_witness(owned)
-            over = self._losses.instead_of_beginning(owned, tournament_id, entries)
-            if over is not None:
-                return over
-        try:
-            applied = self._board.apply(
-                tournament_id, owned.log_id, after, entries, owned.emitted.get(tournament_id)
-            )
-        except BoardBehindError as behind:
-            if behind.stands_at is not None:
-                raise
-            applied = BatchApplied(None, Offset(0), None, False, (), ())
-        if applied.terms is not None:
-            return applied
-        return self._losses.without_board(owned, tournament_id, entries, applied, after)
+    def _replay(self, owned: Owned, batch: Batch, behind: BoardBehindError) -> ReplayError:
+        logger.warning(
+            "a board has lost writes",
+            extra=telemetry.fields(tournament=behind.tournament_id, stands_at=behind.stands_at),
+        )
+        self.forget(batch)
+        return self._losses.replay(owned)
+
+    def handle(self, batch: Batch) -> Sequence[Refused]:
+        """Emit what the boards told."""
+        work = self._work[_name_of(batch)]
+        refused: list[Refused] = []
+        changes: list[PositionChange] = []
+        for call in work.calls:
+            if call.applied is None:
+                raise AssertionError("a batch is joined before it is handled")
+            changes += call.applied.unconfirmed
+            refused += refusals(call.entries, call.applied)
+            record_dispositions(call.tournament_id, call.entries, call.applied)
+        work.emitting = self._feed.begin_changes(changes)
+        return refused
 
     def settle(self, batch: Batch) -> None:
         """Tell the boards how far they are, and remember what need not be emitted again.
 
         Their own progress shows a loss also where none of the batch's boards was hit."""
-        owned = self._owned[batch.place]
+        owned, work = self._owned[batch.place], self._work[_name_of(batch)]
+        self._feed.confirm_changes(work.emitting)
         last = Offset(batch.next_offset - 1)
         known = owned.advanced
         named = {entry.event.tournament_id for entry in batch.entries}
@@ -167,6 +248,7 @@ class OnWager:
                 "the boards have lost writes",
                 extra=telemetry.fields(partition=batch.partition, stands_at=stood),
             )
+            self.forget(batch)
             raise self._losses.replay(owned)
         owned.advanced = last if stood is None else max(last, stood)
         owned.done = batch.next_offset
@@ -176,12 +258,25 @@ class OnWager:
                 owned.emitted[tournament_id] = max(
                     entry.offset, owned.emitted.get(tournament_id, Offset(-1))
                 )
+        del self._work[_name_of(batch)]
+        self._told = {}
+
+    def forget(self, batch: Batch) -> None:
+        """What this process held of what boards told is not held any more: they tell it again."""
+        self._told = {}
+        work = self._work.pop(_name_of(batch), None)
+        for call in () if work is None else work.calls:
+            call.abandon()
 
     def safe(self, place: Place, next_offset: Offset) -> Offset:
         return next_offset
 
     def tick(self) -> float:
         return self._losses.look(self._owned.values())
+
+
+def _name_of(batch: Batch) -> tuple[Place, Offset]:
+    return batch.place, batch.next_offset
 
 
 def by_tournament(entries: Iterable[LogEntry]) -> dict[TournamentId, list[LogEntry]]:

@@ -93,6 +93,29 @@ class Snapshot:
     """Who stays out, by tombstone."""
 
 
+class Applying(Protocol):
+    """A batch on its way to a board. One of the two is called, once."""
+
+    def result(self) -> BatchApplied:
+        """Wait for it. Raises as `Board.apply`."""
+
+    def abandon(self) -> None:
+        """Nobody wants the result: the board may have applied the batch or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A batch that is applied already, as an `Applying`."""
+
+    applied: BatchApplied
+
+    def result(self) -> BatchApplied:
+        return self.applied
+
+    def abandon(self) -> None:
+        pass
+
+
 class Board(Protocol):
     """The leaderboards of all tournaments. Every call is atomic; ranks start at 1."""
 
@@ -103,18 +126,32 @@ class Board(Protocol):
         after: Offset | None,
         entries: Sequence[LogEntry],
         confirmed: Offset | None,
+        told: Offset | None = None,
     ) -> BatchApplied:
         """Apply the entries (in log order) that lie above the board's own offset.
 
         `log_id` names the log: offsets of another one mean nothing. `after` is the last offset
         that the caller knows applied, None if it knows none. `confirmed`: every change and every
-        refusal up to this offset was emitted and acknowledged; the board forgets those.
+        refusal up to this offset was emitted and acknowledged; the board forgets those. `told`:
+        those up to this offset are in the caller's hands, and not told again.
 
         A refusal is told again for an entry that the board has applied before, as long as
         nothing above it was confirmed: dead letters survive a crash.
 
         Raises BoardBehindError when the board is missing or stands below `after`, and
         ForeignLogError when it belongs to another log; nothing is applied then."""
+
+    def begin(
+        self,
+        tournament_id: TournamentId,
+        log_id: str,
+        after: Offset | None,
+        entries: Sequence[LogEntry],
+        confirmed: Offset | None,
+        told: Offset | None = None,
+    ) -> Applying:
+        """As `apply`, set going; raises like it here or with the result. No other call for the
+        tournament until the result is there or the call is abandoned."""
 
     def top(self, tournament_id: TournamentId, limit: int, after_rank: int = 0) -> BoardView | None:
         """Standings from `after_rank` + 1 on; None where no board exists. One round trip."""
@@ -242,6 +279,15 @@ class Feed(Protocol):
 
     def publish_changes(self, changes: Sequence[PositionChange]) -> None:
         """The same for position changes, in order, on the hot path."""
+
+    def begin_changes(self, changes: Sequence[PositionChange]) -> int:
+        """As `publish_changes` without waiting; a number for `confirm_changes`.
+
+        Waits for what was begun before. Raises TransientError; then whatever was begun and is
+        not confirmed may or may not have arrived, but nothing without what was begun before it."""
+
+    def confirm_changes(self, begun: int) -> None:
+        """Wait until these are acknowledged. Raises TransientError as `begin_changes`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import httpx
 
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.events import WAGERS
-from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused
+from leaderboard.hosts.kafka import Assignment, Batch, InOneStep, KafkaHost, Refused
 from leaderboard.model import Offset, Place
 from leaderboard.settings import ConsumerSettings, KafkaSettings, load
 from leaderboard.stack.embedded import InProcessKafka
@@ -21,7 +21,7 @@ PROBES = 20
 PATIENCE_SECONDS = 2.0
 
 
-class NothingToDo:
+class NothingToDo(InOneStep):
     """A handler without effects."""
 
     def assigned(self, assignment: Assignment) -> Offset | None:

@@ -87,10 +87,17 @@ class Feed:
     def publish(self, outgoing: Sequence[Outgoing]) -> dict[int, Offset]:
         raise AssertionError("on-wager publishes nothing else")
 
-    def publish_changes(self, changes: Sequence[PositionChange]) -> None:
+    def begin_changes(self, changes: Sequence[PositionChange]) -> int:
         if self.dies:
             raise KilledError
         self.changes += changes
+        return 0
+
+    def confirm_changes(self, begun: int) -> None:
+        pass
+
+    def publish_changes(self, changes: Sequence[PositionChange]) -> None:
+        self.begin_changes(changes)
 
 
 class Bench:
@@ -162,8 +169,8 @@ def batch(entries: Sequence[LogEntry]) -> Batch:
 
 
 def work(one: Any, entries: Sequence[LogEntry]) -> None:
-    one.handle(batch(entries))
-    one.settle(batch(entries))
+    for step in (one.begin, one.join, one.handle, one.settle):
+        step(batch(entries))
 
 
 def some(count: int) -> list[LogEntry]:

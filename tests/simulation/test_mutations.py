@@ -75,10 +75,11 @@ class CountsAgain(MemoryBoard):
         after: Offset | None,
         entries: Sequence[LogEntry],
         confirmed: Offset | None,
+        told: Offset | None = None,
     ) -> BatchApplied:
         if (kept := self._kept.get(tournament_id)) is not None and entries:
             kept.offset = Offset(-1)
-        return super().apply(tournament_id, log_id, None, entries, confirmed)
+        return super().apply(tournament_id, log_id, None, entries, confirmed, told)
 
 
 class TellsOnce(MemoryBoard):
@@ -91,8 +92,9 @@ class TellsOnce(MemoryBoard):
         after: Offset | None,
         entries: Sequence[LogEntry],
         confirmed: Offset | None,
+        told: Offset | None = None,
     ) -> BatchApplied:
-        applied = super().apply(tournament_id, log_id, after, entries, confirmed)
+        applied = super().apply(tournament_id, log_id, after, entries, confirmed, told)
         if (kept := self._kept.get(tournament_id)) is not None:
             kept.changes.clear()
         return applied
@@ -101,8 +103,8 @@ class TellsOnce(MemoryBoard):
 def commits_first() -> Mutations:
     read = KafkaHost._read
 
-    def committed(host: KafkaHost, place: Place, messages: Sequence[Any]) -> Batch:
-        batch = read(host, place, messages)
+    def committed(host: KafkaHost, place: Place, log_id: str, messages: Sequence[Any]) -> Batch:
+        batch = read(host, place, log_id, messages)
         host._group.done(place, batch.next_offset)
         host._group.commit(now=True)
         return batch

@@ -58,6 +58,8 @@ from simulation.views import ALL, Oracle, Seen, Socket
 
 REMEMBERED: Final = 5
 """So few ids that the window slides in every run."""
+BATCH_SIZE: Final = 3
+"""So small that batches overlap."""
 TOPICS: Final = {
     WAGERS: 2,
     POSITION_CHANGES: 2,
@@ -328,7 +330,7 @@ class World:
 
     def start(self, name: str) -> Process:
         """One more process of the function."""
-        given = {"KAFKA_BOOTSTRAP_SERVERS": "nowhere:1"}
+        given = {"KAFKA_BOOTSTRAP_SERVERS": "nowhere:1", "BATCH_SIZE": str(BATCH_SIZE)}
         kafka, settings = load(KafkaSettings, given), load(ConsumerSettings, given)
         feed, topics, how = self.feed, POSITION_CHANGES, {}
         if name == "on-wager":

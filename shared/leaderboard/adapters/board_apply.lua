@@ -8,7 +8,7 @@
 -- Keys: the nine of board_layout.lua, in its order.
 local BOARD, RANKS, ROWS, NAMES, NEWER, OLDER, NUMBERS, OUT, OUTBOX = unpack(KEYS)
 local LOG, AFTER, CONFIRMED, EXPECTED, REVISION, TERMS, ASCENDING, OPERATOR, HAS_SUB, LAST,
-  VISIBLE, WINDOW, STEPS, REFUSED = unpack(cmsgpack.unpack(ARGV[1]), 1, 14)
+  VISIBLE, WINDOW, STEPS, REFUSED, TOLD = unpack(cmsgpack.unpack(ARGV[1]), 1, 15)
 local STRIDE = 13
 local call = redis.call
 
@@ -305,5 +305,15 @@ end
 local offset = math.max(before, LAST)
 put_place(BOARD, offset, sequence)
 if meta[5] then let_go(KEYS, meta[5]) end
+
+-- What the caller holds already is not told again.
+local from = 0
+if TOLD then
+  local chunk = call('LINDEX', OUTBOX, from)
+  while chunk and struct.unpack('<d', chunk) <= TOLD do
+    from = from + 1
+    chunk = call('LINDEX', OUTBOX, from)
+  end
+end
 return cmsgpack.pack({'ok', before, offset, sequence, table.concat(codes),
-  call('LRANGE', OUTBOX, 0, -1)})
+  call('LRANGE', OUTBOX, from, -1)})

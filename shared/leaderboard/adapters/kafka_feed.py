@@ -54,6 +54,10 @@ class KafkaFeed:
         self._reporting: _Reporting | None = None
         self._silent: Producer | None = None
         self._failures: list[str] = []
+        self._begun = 0
+        self._confirmed = 0
+        self._given_up = 0
+        """How often something was begun; up to where it is acknowledged, and given up."""
 
     def publish(self, outgoing: Sequence[Outgoing]) -> Mapping[int, Offset]:
         """As the port says. Safe for several threads. What could not even be sent to a broker is
@@ -78,31 +82,64 @@ class KafkaFeed:
         return pending.offsets
 
     def publish_changes(self, changes: Sequence[PositionChange]) -> None:
-        """As the port says. For one thread at a time, like `send`."""
-        self.send(map(change_record, changes))
+        """As the port says. For one thread at a time, like `begin_changes` and `send`."""
+        self.confirm_changes(self.begin_changes(changes))
+
+    def begin_changes(self, changes: Sequence[PositionChange]) -> int:
+        """As the port says."""
+        if self._begun > self._confirmed:
+            self._confirm(self._deadline())
+        if not changes:
+            return self._confirmed
+        self._begin(map(change_record, changes), self._deadline())
         telemetry.POSITION_CHANGES.labels("on-wager").inc(len(changes))
+        return self._begun
+
+    def confirm_changes(self, begun: int) -> None:
+        """As the port says."""
+        if begun <= self._confirmed:
+            return
+        if begun <= self._given_up:
+            raise TransientError("Kafka did not take what was sent with it")
+        self._confirm(self._deadline())
 
     def send(self, records: Iterable[Record]) -> None:
         """Send records as they are, in order; raises TransientError unless all were taken. Then
         the first few may have arrived, but never one without those before it.
 
         For one thread at a time."""
-        deadline = time.monotonic() + self._timeout_seconds
+        deadline = self._deadline()
+        self._begin(records, deadline)
+        self._confirm(deadline)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._timeout_seconds
+
+    def _begin(self, records: Iterable[Record], deadline: float) -> None:
         producer = self._silent_producer()
         try:
             for record in records:
                 _produce(producer, record, deadline)
-            if producer.flush(max(deadline - time.monotonic(), 0)) > 0:
-                raise TransientError("Kafka did not acknowledge in time")
-            if self._failures:
-                count = len(self._failures)
-                raise TransientError(f"Kafka did not take {count} records: {self._failures[0]}")
         except KafkaException as error:
             self._abandon(producer)
             raise TransientError(f"Kafka takes nothing: {error}") from None
         except TransientError:
             self._abandon(producer)
             raise
+        self._begun += 1
+
+    def _confirm(self, deadline: float) -> None:
+        """Wait for everything that was begun."""
+        producer = self._silent_producer()
+        told = ""
+        if producer.flush(max(deadline - time.monotonic(), 0)) > 0:
+            told = "Kafka did not acknowledge in time"
+        elif self._failures:
+            told = f"Kafka did not take {len(self._failures)} records: {self._failures[0]}"
+        if told:
+            self._abandon(producer)
+            raise TransientError(told)
+        self._confirmed = self._begun
 
     def check(self) -> None:
         """Raises TransientError when no broker answers within two seconds."""
@@ -160,6 +197,7 @@ class KafkaFeed:
     def _abandon(self, producer: Producer) -> None:
         """Nothing of what it holds may follow what another one sends after it."""
         self._silent = None
+        self._given_up = self._begun
         producer.purge(in_queue=True, in_flight=True)
         producer.flush(0)
 

@@ -20,7 +20,7 @@ from leaderboard.model import (
     TournamentId,
     tombstone,
 )
-from leaderboard.ports import BatchApplied, BoardView, Curve, PlayerRow, Snapshot
+from leaderboard.ports import Applied, BatchApplied, BoardView, Curve, PlayerRow, Snapshot
 
 
 @dataclass(slots=True)
@@ -61,6 +61,7 @@ class MemoryBoard:
         after: Offset | None,
         entries: Sequence[LogEntry],
         confirmed: Offset | None,
+        told: Offset | None = None,
     ) -> BatchApplied:
         kept = self._find(tournament_id)
         if kept is None and after is not None:
@@ -97,8 +98,19 @@ class MemoryBoard:
             terms=kept.terms,
             terms_changed=kept.terms.revision != revision,
             verdicts=verdicts,
-            unconfirmed=tuple(kept.changes),
+            unconfirmed=tuple(c for c in kept.changes if told is None or c.sequence > told),
         )
+
+    def begin(
+        self,
+        tournament_id: TournamentId,
+        log_id: str,
+        after: Offset | None,
+        entries: Sequence[LogEntry],
+        confirmed: Offset | None,
+        told: Offset | None = None,
+    ) -> Applied:
+        return Applied(self.apply(tournament_id, log_id, after, entries, confirmed, told))
 
     def _standings(self, tournament_id: TournamentId) -> Standings:
         def mark(player_id: str) -> bytes:

@@ -18,7 +18,7 @@ from leaderboard import telemetry
 from leaderboard.adapters.memory_board import told_again
 from leaderboard.adapters.redis_client import RedisClient, transient
 from leaderboard.adapters.redis_restore import RedisRestore
-from leaderboard.adapters.redis_scripts import Script, foreign, keys_of, text_of
+from leaderboard.adapters.redis_scripts import Script, Sent, foreign, keys_of, text_of
 from leaderboard.adapters.redis_steps import VERDICTS, changes_of, step_of
 from leaderboard.errors import BoardBehindError, Refusal
 from leaderboard.fold import LogEntry, Terms, decide
@@ -34,10 +34,12 @@ from leaderboard.model import (
     TournamentId,
     tombstone,
 )
-from leaderboard.ports import BatchApplied, BoardView, Curve, PlayerRow, Snapshot
+from leaderboard.ports import Applied, Applying, BatchApplied, BoardView, Curve, PlayerRow, Snapshot
 from leaderboard.ranking import Order, distance
 
 _APPLY: Final = text_of("board_apply")
+_WORTH_SENDING: Final = 50
+"""Smaller batches are applied before anything else could be done."""
 _STALE_LIMIT: Final = 5
 """Tries to meet a board's terms. Two owners of one tournament could change them in turn, but one
 of the two loses the comparison of offsets after its next batch."""
@@ -49,10 +51,25 @@ class _Folded:
 
     before: Terms | None
     terms: Terms | None
+    remembered_ids: int
     verdicts: list[Disposition | Refusal | None]
     """None: the script decides."""
     steps: list[object] = field(default_factory=list)
     refused: list[object] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Applying:
+    """A call that was sent, and what is made of its answer."""
+
+    sent: Sent
+    applied: Callable[[Any], BatchApplied]
+
+    def result(self) -> BatchApplied:
+        return self.applied(self.sent.answer())
+
+    def abandon(self) -> None:
+        self.sent.abandon()
 
 
 class RedisBoard:
@@ -83,10 +100,14 @@ class RedisBoard:
         after: Offset | None,
         entries: Sequence[LogEntry],
         confirmed: Offset | None,
+        told: Offset | None = None,
     ) -> BatchApplied:
         for _ in range(_STALE_LIMIT):
             folded = self._fold(tournament_id, self._terms.get(tournament_id), entries)
-            answer = self._call(tournament_id, log_id, after, entries, confirmed, folded)
+            request = _packed(log_id, after, entries, confirmed, told, folded)
+            started = time.perf_counter()
+            answer = _unpacked(self._apply(keys_of(tournament_id), request))
+            telemetry.BOARD_CALLS.labels("apply").observe(time.perf_counter() - started)
             match answer[0]:
                 case b"ok":
                     return self._told(tournament_id, entries, confirmed, folded, answer)
@@ -104,12 +125,34 @@ class RedisBoard:
                     raise foreign(tournament_id, answer[1], log_id)
         raise RuntimeError(f"the terms of {tournament_id} change under every call")
 
+    def begin(
+        self,
+        tournament_id: TournamentId,
+        log_id: str,
+        after: Offset | None,
+        entries: Sequence[LogEntry],
+        confirmed: Offset | None,
+        told: Offset | None = None,
+    ) -> Applying:
+        if len(entries) < _WORTH_SENDING:
+            return Applied(self.apply(tournament_id, log_id, after, entries, confirmed, told))
+        folded = self._fold(tournament_id, self._terms.get(tournament_id), entries)
+        request = _packed(log_id, after, entries, confirmed, told, folded)
+        sent = self._apply.begin(keys_of(tournament_id), request)
+
+        def applied(answer: Any) -> BatchApplied:
+            if (found := _unpacked(answer))[0] == b"ok":
+                return self._told(tournament_id, entries, confirmed, folded, found)
+            return self.apply(tournament_id, log_id, after, entries, confirmed, told)
+
+        return _Applying(sent, applied)
+
     # applying
 
     def _fold(
         self, tournament_id: TournamentId, terms: Terms | None, entries: Sequence[LogEntry]
     ) -> _Folded:
-        folded = _Folded(terms, terms, [])
+        folded = _Folded(terms, terms, self._remembered_ids, [])
         for entry in entries:
             if terms is not None and entry.offset <= terms.revision:
                 # The board has passed it: these terms were not in force then.
@@ -139,39 +182,6 @@ class RedisBoard:
         if self._tombstone_key is None:
             raise ValueError("a board that is applied to needs its tombstone key")
         return tombstone(self._tombstone_key, tournament_id, player_id)
-
-    def _call(
-        self,
-        tournament_id: TournamentId,
-        log_id: str,
-        after: Offset | None,
-        entries: Sequence[LogEntry],
-        confirmed: Offset | None,
-        folded: _Folded,
-    ) -> Any:
-        before, terms = folded.before, folded.terms
-        changed = terms is not None and terms is not before
-        request = (
-            log_id,
-            False if after is None else after,
-            False if confirmed is None else confirmed,
-            -1 if before is None else before.revision,
-            -1 if terms is None else terms.revision,
-            terms.model_dump_json() if terms is not None and changed else False,
-            terms is not None and terms.rules.order is Order.ASCENDING,
-            "" if terms is None else terms.rules.operator.value,
-            terms is not None and terms.has_subscores,
-            entries[-1].offset if entries else -1,
-            TOP_VISIBLE,
-            self._remembered_ids,
-            folded.steps,
-            folded.refused,
-        )
-        packed = msgpack.packb(request, use_bin_type=False)
-        started = time.perf_counter()
-        answer = self._apply(keys_of(tournament_id), packed)
-        telemetry.BOARD_CALLS.labels("apply").observe(time.perf_counter() - started)
-        return msgpack.unpackb(answer, raw=True, strict_map_key=False)
 
     def _told(
         self,
@@ -319,6 +329,42 @@ class RedisBoard:
             standings=tuple(standings),
             distance=own_distance,
         )
+
+
+def _packed(
+    log_id: str,
+    after: Offset | None,
+    entries: Sequence[LogEntry],
+    confirmed: Offset | None,
+    told: Offset | None,
+    folded: _Folded,
+) -> bytes:
+    """What the script is asked."""
+    before, terms = folded.before, folded.terms
+    changed = terms is not None and terms is not before
+    request = (
+        log_id,
+        False if after is None else after,
+        False if confirmed is None else confirmed,
+        -1 if before is None else before.revision,
+        -1 if terms is None else terms.revision,
+        terms.model_dump_json() if terms is not None and changed else False,
+        terms is not None and terms.rules.order is Order.ASCENDING,
+        "" if terms is None else terms.rules.operator.value,
+        terms is not None and terms.has_subscores,
+        entries[-1].offset if entries else -1,
+        TOP_VISIBLE,
+        folded.remembered_ids,
+        folded.steps,
+        folded.refused,
+        False if told is None else told,
+    )
+    packed: bytes = msgpack.packb(request, use_bin_type=False)
+    return packed
+
+
+def _unpacked(answer: bytes) -> Any:
+    return msgpack.unpackb(answer, raw=True, strict_map_key=False)
 
 
 def _decided(folded: _Folded) -> list[Disposition | Refusal]:

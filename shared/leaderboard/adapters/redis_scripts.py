@@ -11,7 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from redis.exceptions import NoScriptError
+from redis import ConnectionPool, RedisCluster
+from redis.exceptions import NoScriptError, RedisError
 
 from leaderboard.adapters.redis_client import RedisClient, transient
 from leaderboard.errors import ForeignLogError
@@ -40,6 +41,7 @@ class Script:
     A call is repeated after a broken connection: a script has to be harmless when done twice."""
 
     def __init__(self, client: RedisClient, text: str, *, read_only: bool) -> None:
+        self._client = client
         self._text = text
         self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         self._evalsha: Callable[..., Any] = client.evalsha_ro if read_only else client.evalsha
@@ -51,6 +53,55 @@ class Script:
                 return self._evalsha(self._sha, len(keys), *keys, *args)
             except NoScriptError:
                 return self._eval(self._text, len(keys), *keys, *args)
+
+    def begin(self, keys: Sequence[bytes], *args: object) -> Sent:
+        """Send the call and come back at once. Raises TransientError."""
+        with transient():
+            pool = _pool_of(self._client, keys[0])
+            connection: Any = pool.get_connection()
+            try:
+                connection.send_command("EVALSHA", self._sha, len(keys), *keys, *args)
+            except BaseException:
+                connection.disconnect()
+                pool.release(connection)
+                raise
+        return Sent(lambda: self(keys, *args), pool, connection)
+
+
+class Sent:
+    """A call that was sent. Its answer is fetched, or abandoned, once."""
+
+    def __init__(self, again: Callable[[], Any], pool: ConnectionPool, connection: Any) -> None:
+        self._again = again
+        self._pool = pool
+        self._connection = connection
+
+    def answer(self) -> Any:
+        """Raises TransientError. Where the answer does not come, or tells to go elsewhere, the
+        call is made again in the ordinary way."""
+        try:
+            answer = self._connection.read_response()
+        except RedisError:
+            self.abandon()
+            return self._again()
+        except BaseException:
+            self.abandon()
+            raise
+        self._pool.release(self._connection)
+        return answer
+
+    def abandon(self) -> None:
+        """Its answer would be taken for that of the next call."""
+        self._connection.disconnect()
+        self._pool.release(self._connection)
+
+
+def _pool_of(client: RedisClient, key: bytes) -> ConnectionPool:
+    if not isinstance(client, RedisCluster):
+        return client.connection_pool
+    cluster: Any = client  # redis-py leaves it untyped
+    node = cluster.get_node_from_key(key.decode())
+    return client.get_redis_connection(node).connection_pool
 
 
 def foreign(tournament_id: TournamentId, found: bytes, log_id: str) -> ForeignLogError:

@@ -4,7 +4,11 @@ At least once, and every effect harmless when repeated: offsets are committed af
 Three dispositions (errors.py): a refused event goes to the dead-letter topic, confirmed before
 the commit; a transient error is retried in place with back-off; anything else stops the process
 uncommitted, and so does a topic of which too much can't be read (kafka_cap.py). One thread does
-it all, so a partition is never revoked in the middle of a batch.
+it all, so a partition is never revoked in the middle of a call.
+
+Where more is waiting, batches overlap: while a store works on one, what the one before brought
+forth is sent off and the next one is read. Effects stay in order, and each batch is settled before
+it counts as done. After a failure all that was begun is done again, one by one.
 """
 
 from __future__ import annotations
@@ -13,7 +17,9 @@ import logging
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from confluent_kafka import Message
@@ -33,10 +39,12 @@ from leaderboard.hosts.kafka_handler import (
     Assignment,
     Batch,
     Handler,
+    InOneStep,
     RecordSink,
     Refused,
     ReplayError,
 )
+from leaderboard.hosts.kafka_line import Line
 from leaderboard.hosts.kafka_log import TopicLogs, record_of
 from leaderboard.model import Offset, Place
 from leaderboard.settings import ConsumerSettings, KafkaSettings
@@ -45,6 +53,7 @@ __all__ = [
     "Assignment",
     "Batch",
     "Handler",
+    "InOneStep",
     "KafkaHost",
     "RecordSink",
     "Refused",
@@ -63,6 +72,14 @@ logger = logging.getLogger(__name__)
 
 class _GivenUpError(Exception):
     """What was being retried is not wanted any more."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """A batch that was begun. `refused` is known when what it brought forth is on its way."""
+
+    batch: Batch
+    refused: Sequence[Refused] | None = None
 
 
 class KafkaHost:
@@ -107,6 +124,10 @@ class KafkaHost:
             self._logs.before,
         )
         self._buried = Buried()
+        self._line = Line(self._read)
+        self._open: deque[_Open] = deque()
+        self._one_by_one = False
+        """The next batch was begun before, and failed."""
         self._log_ids: dict[Place, str] = {}
         self._beat = time.monotonic()
 
@@ -130,6 +151,7 @@ class KafkaHost:
             handler = self._handler = self._retried(self._make_handler)
             while not self._stopping.is_set():
                 self._turn(handler)
+            self._attempt(handler, None)
         except _GivenUpError:
             logger.info("stopped while a dependency was away")
         finally:
@@ -148,25 +170,31 @@ class KafkaHost:
         except ReplayError as replay:
             if replay.place is None or not self._group.owns(replay.place):
                 raise
-            self._replay(replay.place, replay.offset)
+            self._replay_instead(handler, replay, ())
             wanted = 0.0
-        self._group.receive(min(wanted, IDLE_SECONDS), self._settings.batch_size)
+        limit = self._settings.batch_size
+        timeout = 0.0 if self._line or self._open else min(wanted, IDLE_SECONDS)
+        is_pressed = self._group.receive(timeout, limit) >= limit
         if fresh := self._group.fresh():
             self._logs.ask_anew()
             for place in fresh:
                 self._take_over(handler, place)
         for place in self._group.waiting():
-            if not self._stopping.is_set() and self._group.owns(place):
-                self._process(handler, place)
+            self._line.add(place, self._log_ids[place], self._group.take(place, limit))
+        # Where more waits than one turn takes, the last batch is left for the next turn: by then
+        # another one stands behind it.
+        while len(self._line) > is_pressed and not self._stopping.is_set():
+            self._process(handler, self._line.take())
+        if not self._line:
+            self._attempt(handler, None)
         self._group.commit()
 
     # records
 
-    def _process(self, handler: Handler, place: Place) -> None:
-        """One batch of a partition, to its end; or, when it is not ours to end, not at all."""
-        messages = self._group.take(place, self._settings.batch_size)
-        telemetry.BATCH_SIZE.labels(self._name).observe(len(messages))
-        batch = self._read(place, messages)
+    def _process(self, handler: Handler, batch: Batch) -> None:
+        """Begin a batch, or work it off; when it is not ours to end, not at all."""
+        place = batch.place
+        telemetry.BATCH_SIZE.labels(self._name).observe(len(batch.records))
         try:
             # Before anything of it has an effect: a topic that can't be read stays as it is.
             self._retried(
@@ -174,32 +202,92 @@ class KafkaHost:
             )
         except _GivenUpError:
             return
+        if self._one_by_one:
+            self._work_off(handler, batch)
+        else:
+            self._attempt(handler, batch)
+
+    def _attempt(self, handler: Handler, batch: Batch | None) -> None:
+        """Begin the batch while the one before it is on its way; None: finish what was begun.
+
+        Where that fails nothing is lost: all that was begun is put back, to be worked off one by
+        one, or its partition is read again."""
+        waiting = [] if batch is None else [batch]
+        try:
+            while self._open and (batch is None or len(self._open) > 1):
+                self._finish(handler, self._open[0])
+                self._open.popleft()
+            if batch is None:
+                return
+            previous = self._open[-1] if self._open else None
+            if previous is not None:
+                _done_for(previous.batch, handler.join)
+            self._open.append(_Open(waiting.pop()))
+            _done_for(batch, handler.begin)
+            if previous is not None:
+                previous.refused = _done_for(previous.batch, handler.handle)
+        except TransientError as error:
+            logger.info("begun anew, one by one", extra=telemetry.fields(error=str(error)))
+            self._put_back(handler, waiting)
+        except ReplayError as replay:
+            self._replay_instead(handler, replay, waiting)
+        else:
+            self._line.read_next()
+
+    def _finish(self, handler: Handler, one: _Open) -> None:
+        batch = one.batch
+        _done_for(batch, handler.join)
+        if one.refused is None:
+            one.refused = _done_for(batch, handler.handle)
+        self._bury(batch, [*batch.unreadable, *one.refused])
+        _done_for(batch, handler.settle)
+        self._group.done(batch.place, batch.next_offset)
+
+    def _put_back(self, handler: Handler, waiting: Sequence[Batch]) -> None:
+        """What was begun comes first again, then what was not."""
+        begun = self._forget_open(handler)
+        self._line.put_back([*begun, *waiting])
+        self._one_by_one = bool(begun)
+
+    def _forget_open(self, handler: Handler, only: Place | None = None) -> list[Batch]:
+        """Nothing that was begun (of one partition) is finished as it is."""
+        begun = [one.batch for one in self._open if only in (None, one.batch.place)]
+        self._open = deque(one for one in self._open if only not in (None, one.batch.place))
+        for batch in begun:
+            handler.forget(batch)
+        return begun
+
+    def _work_off(self, handler: Handler, batch: Batch) -> None:
+        """One batch, to its end, however often it takes."""
+        one = _Open(batch)
 
         def effects() -> None:
-            self._bury(batch, [*batch.unreadable, *handler.handle(batch)])
-            handler.settle(batch)
+            try:
+                one.refused = None
+                _done_for(batch, handler.begin)
+                self._finish(handler, one)
+            except BaseException:
+                handler.forget(batch)
+                raise
 
         try:
-            self._retried(effects, lambda: self._group.owns(place))
+            self._retried(effects, lambda: self._group.owns(batch.place))
         except _GivenUpError:
             return
         except ReplayError as replay:
-            self._replay_instead_of(batch, replay)
-            return
-        self._group.done(place, batch.next_offset)
+            self._replay_instead(handler, replay, [batch])
+        else:
+            self._one_by_one = False
 
-    def _replay_instead_of(self, batch: Batch, replay: ReplayError) -> None:
-        """From the batch's start at the latest: nothing of it counts as done."""
-        first = Offset(batch.records[0].offset)
-        if replay.place in (None, batch.place):
-            start = None if replay.offset is None else min(replay.offset, first)
-            self._replay(batch.place, start)
-            return
-        self._replay(batch.place, first)
-        if self._group.owns(replay.place):
+    def _replay_instead(
+        self, handler: Handler, replay: ReplayError, waiting: Sequence[Batch]
+    ) -> None:
+        """Nothing that was begun counts as done; what of it is of other partitions comes again."""
+        self._put_back(handler, waiting)
+        if replay.place is not None and self._group.owns(replay.place):
             self._replay(replay.place, replay.offset)
 
-    def _read(self, place: Place, messages: Sequence[Message]) -> Batch:
+    def _read(self, place: Place, log_id: str, messages: Sequence[Message]) -> Batch:
         topic, partition = place
         records = [record_of(message, topic, partition) for message in messages]
         entries: list[LogEntry] = []
@@ -213,7 +301,6 @@ class KafkaHost:
             except RefusedError as error:
                 refused.append(Refused(offset, error))
         next_offset = Offset(records[-1].offset + 1)
-        log_id = self._log_ids[place]
         return Batch(topic, partition, log_id, entries, next_offset, records, refused)
 
     def _bury(self, batch: Batch, refused: Sequence[Refused]) -> None:
@@ -282,12 +369,15 @@ class KafkaHost:
             self._replay(place, start)
 
     def _replay(self, place: Place, offset: Offset | None) -> None:
-        """Read again from `offset`, or from the oldest record that the log still holds."""
+        """Read again from `offset`, or from the oldest record that the log still holds; at the
+        latest from what is not done."""
         logger.warning("replaying", extra=telemetry.fields(partition=str(place), offset=offset))
+        self._line.forget(place)
+        start = None if offset is None else min(offset, self._group.owned()[place])
 
         def rewind() -> None:
             low = self._logs.low(place)
-            self._group.rewind(place, low if offset is None else max(offset, low))
+            self._group.rewind(place, low if start is None else max(start, low))
 
         try:
             self._retried(rewind, lambda: self._group.owns(place))
@@ -296,8 +386,10 @@ class KafkaHost:
 
     def _revoked(self, place: Place) -> None:
         self._log_ids.pop(place, None)
+        self._line.forget(place)
         self._cap.forget(place)
         if self._handler is not None:
+            self._forget_open(self._handler, place)
             self._handler.revoked(place)
 
     def _safe(self, place: Place, next_offset: Offset) -> Offset:
@@ -312,3 +404,12 @@ class KafkaHost:
         self._logs.check()
         if not self._group.is_member():
             raise TransientError("not a member of the group yet")
+
+
+def _done_for(batch: Batch, step: Callable[[Batch], T]) -> T:
+    """One step of a handler; a ReplayError that names no partition means the batch's own."""
+    try:
+        return step(batch)
+    except ReplayError as replay:
+        replay.place = replay.place or batch.place
+        raise

@@ -89,16 +89,20 @@ class Membership:
 
     # records
 
-    def receive(self, timeout_seconds: float, limit: int) -> None:
-        """Put what is there into the inbox, `limit` records in it at most. Waits for the first
-        record only, and only with an empty inbox: so a quiet topic costs no latency."""
+    def receive(self, timeout_seconds: float, limit: int) -> int:
+        """Put what is there into the inbox, `limit` records in it at most; how many there are.
+        Waits for the first record only, and only with an empty inbox: so a quiet topic costs no
+        latency."""
         held = sum(map(len, self._inbox.values()))
         first = self._consumer.poll(0 if held else max(timeout_seconds, 0.0))
         if first is None:
-            return
+            return held
         self._keep([first])
-        if (room := limit - held - 1) > 0:
-            self._keep(self._consumer.consume(room, timeout=0))
+        if (room := limit - held - 1) <= 0:
+            return held + 1
+        more = self._consumer.consume(room, timeout=0)
+        self._keep(more)
+        return held + 1 + len(more)
 
     def waiting(self) -> list[Place]:
         """Owned partitions with something in the inbox."""

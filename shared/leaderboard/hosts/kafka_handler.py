@@ -72,8 +72,12 @@ class Batch:
 
 
 class Handler(Protocol):
-    """A function, as the host sees it. `assigned`, `handle`, `settle` and `tick` may raise
-    TransientError and are repeated then, a batch from `handle` on."""
+    """A function, as the host sees it. `assigned`, the steps of a batch and `tick` may raise
+    TransientError and are repeated then, a batch from `begin` on.
+
+    A batch goes through `begin`, `join`, `handle` and `settle`, in this order, each batch after
+    the one before it; but while more is waiting, `begin` of the next one comes between `join` and
+    `handle`, and its `join` may come before `settle`. So whatever takes long is begun first."""
 
     def assigned(self, assignment: Assignment) -> Offset | None:
         """Where to start reading, None for where the group stands; never further than that."""
@@ -82,14 +86,22 @@ class Handler(Protocol):
         """The partition belongs to somebody else now: forget what was known of it. Also called
         where `assigned` was not, or did not end well."""
 
-    def handle(self, batch: Batch) -> Sequence[Refused]:
-        """Do the effects of the batch; what is answered is refused like what can't be read.
+    def begin(self, batch: Batch) -> None:
+        """Set the effects of the batch going; they need not be done."""
 
-        Raises ReplayError to read again from an earlier offset."""
+    def join(self, batch: Batch) -> None:
+        """Wait until what was begun is done. May be repeated.
+
+        Raises ReplayError to read again from an earlier offset, as every step does."""
+
+    def handle(self, batch: Batch) -> Sequence[Refused]:
+        """Do what is left to do; what is answered is refused like what can't be read."""
 
     def settle(self, batch: Batch) -> None:
-        """Effects and dead letters of the batch are confirmed; the commit comes next. Raises
-        ReplayError as `handle` does."""
+        """Effects and dead letters of the batch are confirmed; the commit comes next."""
+
+    def forget(self, batch: Batch) -> None:
+        """What was begun is not finished as it is: begun anew, or by somebody else."""
 
     def safe(self, place: Place, next_offset: Offset) -> Offset:
         """How far the partition may be committed: `next_offset`, or less while work is open."""
@@ -104,3 +116,16 @@ class RecordSink(Protocol):
     """Where dead letters go: returns when all are acknowledged, else raises TransientError."""
 
     def send(self, records: Iterable[Record]) -> None: ...
+
+
+class InOneStep:
+    """For a handler that does all of a batch in `handle`."""
+
+    def begin(self, batch: Batch) -> None:
+        """Nothing yet."""
+
+    def join(self, batch: Batch) -> None:
+        """Nothing was begun."""
+
+    def forget(self, batch: Batch) -> None:
+        """Nothing was begun."""
