@@ -204,6 +204,8 @@ class OnWager:
                 self._directory.put(Summary(tournament_id, applied.terms))
                 owned.shown[tournament_id] = applied.terms.revision
             owned.applied[tournament_id] = applied.offset
+        if applied.terms is not None and not applied.terms.stays_out:
+            return
         for entry in entries:
             if isinstance(entry.event.data, PlayerErased):
                 # Known already, unless a store that was emptied has forgotten who is forgotten.
@@ -240,8 +242,8 @@ class OnWager:
         self._feed.confirm_changes(work.emitting)
         last = Offset(batch.next_offset - 1)
         known = owned.advanced
-        named = {entry.event.tournament_id for entry in batch.entries}
-        boards = {t: offset for t, offset in owned.applied.items() if t in named}
+        named = [call.tournament_id for call in work.calls]
+        boards = {t: owned.applied[t] for t in named if t in owned.applied}
         stood = self._progress.advance(batch.log_id, batch.partition, known, last, boards)
         if known is not None and (stood is None or stood < known):
             logger.warning(
@@ -252,12 +254,10 @@ class OnWager:
             raise self._losses.replay(owned)
         owned.advanced = last if stood is None else max(last, stood)
         owned.done = batch.next_offset
-        for entry in batch.entries:
-            tournament_id = entry.event.tournament_id
-            if tournament_id is not None and tournament_id in owned.applied:
-                owned.emitted[tournament_id] = max(
-                    entry.offset, owned.emitted.get(tournament_id, Offset(-1))
-                )
+        for call in work.calls:
+            if call.tournament_id in owned.applied:
+                known_emitted = owned.emitted.get(call.tournament_id, Offset(-1))
+                owned.emitted[call.tournament_id] = max(call.entries[-1].offset, known_emitted)
         del self._work[_name_of(batch)]
         self._told = {}
 
@@ -292,6 +292,8 @@ def by_tournament(entries: Iterable[LogEntry]) -> dict[TournamentId, list[LogEnt
 
 def refusals(entries: Sequence[LogEntry], applied: BatchApplied) -> list[Refused]:
     """What has to go to the dead-letter topic."""
+    if _all_applied(applied):
+        return []
     return [
         Refused(entry.offset, RefusedError(verdict, DETAILS[verdict]))
         for entry, verdict in zip(entries, applied.verdicts, strict=True)
@@ -305,10 +307,17 @@ DETAILS = {
 }
 
 
+def _all_applied(applied: BatchApplied) -> bool:
+    return applied.verdicts.count(Disposition.APPLIED) == len(applied.verdicts)
+
+
 def record_dispositions(
     tournament_id: TournamentId, entries: Sequence[LogEntry], applied: BatchApplied
 ) -> None:
     """A metric for all, a log line for each sound event that does not count."""
+    if _all_applied(applied):
+        telemetry.EVENTS.labels(NAME, Disposition.APPLIED.value).inc(len(entries))
+        return
     for verdict, count in Counter(applied.verdicts).items():
         telemetry.EVENTS.labels(NAME, verdict.value).inc(count)
     for entry, verdict in zip(entries, applied.verdicts, strict=True):

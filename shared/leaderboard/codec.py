@@ -14,28 +14,27 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from leaderboard.codec_writing import JSON_TYPE, encode_data, encode_http, encode_kafka
 from leaderboard.errors import Refusal, RefusedError
-from leaderboard.events import (
-    TOPICS,
-    TYPE_PREFIX,
-    WAGERS,
-    Data,
-    Event,
-    Record,
-    format_time_ms,
-    parse_time_ms,
-)
+from leaderboard.events import TOPICS, WAGERS, Event, Record, parse_time_ms, type_of
 
+__all__ = [
+    "JSON_TYPE",
+    "decode_http",
+    "decode_kafka",
+    "encode_data",
+    "encode_http",
+    "encode_kafka",
+]
 MAX_VALUE_BYTES: Final = 32 * 1024
 MAX_ATTRIBUTE_BYTES: Final = 512
 MAX_CONTENT_TYPE: Final = 255
 MAX_EXTENSIONS_BYTES: Final = 16 * 1024
-JSON_TYPE: Final = "application/json"
 STRUCTURED_TYPE: Final = "application/cloudevents+json"
 
 
@@ -47,20 +46,16 @@ class _Kind(NamedTuple):
     of_player: bool
 
 
-_MODELS: Final = {
-    topic: {f"{TYPE_PREFIX}{name}.v1": model for name, model in models.items()}
-    for topic, models in TOPICS.items()
-}
 _KINDS: Final = {
     topic: {
-        name: _Kind(
+        type_of(model): _Kind(
             model.__pydantic_validator__.validate_json,
             "tournament_id" in model.model_fields,
             "player_id" in model.model_fields,
         )
-        for name, model in models.items()
+        for model in models.values()
     }
-    for topic, models in _MODELS.items()
+    for topic, models in TOPICS.items()
 }
 _KNOWN: Final = (
     *("specversion", "id", "source", "type", "time"),
@@ -79,6 +74,11 @@ _STRINGS: Final = frozenset(
 
 def decode_kafka(record: Record) -> Event:
     """The event of a record. Raises RefusedError with the reason for the dead-letter topic."""
+    event = _decode_plain(record)
+    return _decode_any(record) if event is None else event
+
+
+def _decode_any(record: Record) -> Event:
     value = record.value
     if value is None:
         raise RefusedError(Refusal.SCHEMA, "tombstone: a record without a value is no event")
@@ -90,6 +90,117 @@ def decode_kafka(record: Record) -> Event:
     if _is_structured(attributes.get("datacontenttype", JSON_TYPE)):
         attributes, value = _open_structured(value)
     return _build(attributes, value, record.topic, record.key or b"")
+
+
+class _Layout(NamedTuple):
+    """Where the headers of a plain record lie: those that every one has, and those that some have
+    (-1: not there)."""
+
+    specversion: int
+    source: int
+    type: int
+    content_type: int
+    id: int
+    time: int
+    subject: int
+    partitionkey: int
+    sequence: int
+    traceparent: int
+
+
+_ALWAYS: Final = ("ce_specversion", "ce_source", "ce_type", "content-type", "ce_id", "ce_time")
+_SOMETIMES: Final = ("ce_subject", "ce_partitionkey", "ce_sequence", "ce_traceparent")
+
+
+_LAYOUTS: Final[dict[tuple[str, ...], _Layout]] = {}
+_MOST_LAYOUTS: Final = 256
+_LONGEST_PLAIN: Final = 128
+
+
+def _layout_of(names: tuple[str, ...]) -> _Layout | None:
+    """None unless all headers are known, each there once, and written as the binding has them."""
+    found = set(names)
+    if len(found) < len(names) or not found.issuperset(_ALWAYS):
+        return None
+    if not found.issubset({*_ALWAYS, *_SOMETIMES}):
+        return None
+    where = {name: index for index, name in enumerate(names)}
+    layout = _Layout(*(where.get(name, -1) for name in (*_ALWAYS, *_SOMETIMES)))
+    if len(_LAYOUTS) < _MOST_LAYOUTS:
+        _LAYOUTS[names] = layout
+    return layout
+
+
+@lru_cache(maxsize=1024)
+def _plain_kind(
+    topic: str, version: bytes, source: bytes, type_: bytes, content_type: bytes
+) -> tuple[str, _Kind] | None:
+    """Source and kind, the same for thousands of events; None where they are not plain."""
+    try:
+        kind = _KINDS.get(topic, {}).get(type_.decode())
+        if version != b"1.0" or kind is None or not (kind.of_tournament and kind.of_player):
+            return None
+        if _is_structured(content_type.decode()):
+            return None
+        return _wanted(source.decode(), "source"), kind
+    except (UnicodeDecodeError, RefusedError):
+        return None
+
+
+def _decode_plain(record: Record) -> Event | None:
+    """The event of a record as nearly all are written: binary mode, known headers, of one player
+    in one tournament. None for all else: `_build` reads it, or says what is wrong.
+
+    No rules of its own: what comes out here comes out there as well (a test compares them)."""
+    topic, key, value, headers = record[:4]
+    if not headers or value is None or len(value) > MAX_VALUE_BYTES:
+        return None
+    names, values = zip(*headers, strict=True)
+    layout = _LAYOUTS.get(names) or _layout_of(names)
+    if layout is None or None in values:
+        return None
+    version, source, type_, content_type, id_, time, subject, partition, number, trace = layout
+    common = values[version], values[source], values[type_], values[content_type]
+    if sum(map(len, common)) > _LONGEST_PLAIN:
+        return None  # also: nothing larger is remembered
+    known = _plain_kind(topic, *common)
+    if known is None:
+        return None
+    try:
+        if (78 in value or 73 in value) and (b"NaN" in value or b"Infinity" in value):
+            return None
+        data = known[1].validate(value)
+        event_id = values[id_].decode()
+        time_ms = parse_time_ms(values[time].decode())
+        player_id, tournament = data.player_id, data.tournament_id.encode()
+        sequence = traceparent = None
+        if number >= 0:
+            text = values[number].decode()
+            sequence = _number(text)
+            if str(sequence) != text:
+                return None
+        if trace >= 0:
+            traceparent = values[trace].decode()
+            _check_text(traceparent, "traceparent")
+        if (
+            not 0 < len(event_id) <= 128
+            or not event_id.isprintable()
+            or key != tournament
+            or (partition >= 0 and values[partition] != tournament)
+            or (subject >= 0 and values[subject] != player_id.encode())
+        ):
+            return None
+    except (ValueError, AttributeError, RefusedError):
+        return None
+    return Event(
+        event_id,
+        known[0],
+        time_ms,
+        data,
+        player_id if subject >= 0 else None,
+        sequence,
+        traceparent,
+    )
 
 
 def decode_http(headers: Mapping[str, str], body: bytes, topic: str) -> Event:
@@ -335,66 +446,3 @@ def _refusal_of(error: ValidationError) -> RefusedError:
         if reason in found:
             return RefusedError(reason, found[reason])
     raise AssertionError("a validation error without errors")
-
-
-# --- writing -----------------------------------------------------------------------------------
-
-_SPECVERSION: Final = ("ce_specversion", b"1.0")
-_CONTENT_TYPE: Final = ("content-type", JSON_TYPE.encode())
-_TYPES: Final = {
-    model: ("ce_type", type_.encode())
-    for types in _MODELS.values()
-    for type_, model in types.items()
-}
-
-
-def encode_kafka(event: Event, topic: str) -> Record:
-    """The record of an event in binary mode, keyed by its tournament."""
-    data = event.data
-    headers = [
-        _SPECVERSION,
-        ("ce_id", event.id.encode()),
-        ("ce_source", event.source.encode()),
-        _TYPES[type(data)],
-        ("ce_time", format_time_ms(event.time_ms).encode()),
-    ]
-    if event.subject is not None:
-        headers.append(("ce_subject", event.subject.encode()))
-    tournament_id = event.tournament_id
-    key = None if tournament_id is None else tournament_id.encode()
-    if key is not None:
-        headers.append(("ce_partitionkey", key))
-    if event.sequence is not None and "sequence" not in event.extensions:
-        headers.append(("ce_sequence", b"%d" % event.sequence))
-    if event.traceparent is not None:
-        headers.append(("ce_traceparent", event.traceparent.encode()))
-    if event.extensions:
-        headers += [(f"ce_{name}", text.encode()) for name, text in event.extensions.items()]
-    headers.append(_CONTENT_TYPE)
-    return Record(topic, key, encode_data(data), tuple(headers))
-
-
-def encode_http(event: Event) -> tuple[dict[str, str], bytes]:
-    """Headers and body of an event in binary mode; values are percent-encoded as HTTP wants."""
-    record = encode_kafka(event, "")
-    headers = {
-        f"ce-{name[3:]}": _header_value(raw)
-        for name, raw in record.headers
-        if raw is not None and name is not _CONTENT_TYPE[0]
-    }
-    headers["content-type"] = JSON_TYPE
-    return headers, record.value or b""
-
-
-def encode_data(data: Data) -> bytes:
-    """The data as JSON; fields that were not given stay away."""
-    return data.__pydantic_serializer__.to_json(data, exclude_unset=True)
-
-
-_SAFE: Final = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
-
-
-def _header_value(raw: bytes) -> str:
-    """Percent-encodes what CloudEvents' HTTP binding §3.1.3.2 names: space, quote, percent and
-    everything outside printable ASCII."""
-    return quote(raw, safe=_SAFE)

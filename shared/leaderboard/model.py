@@ -103,8 +103,7 @@ class Standing:
     score: Score
 
 
-@dataclass(frozen=True, slots=True)
-class PositionChange:
+class PositionChange(NamedTuple):
     """A change that someone can see, at most one for each offset of a tournament's log.
 
     `old_rank` None: new on the board; `new_rank` None: gone from it. `distance` is the number of

@@ -6,11 +6,10 @@ No clock, no chance: time is the event's, order is the log's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,8 +23,7 @@ CONTROL_IDS: Final = 64
 """Applied control events (schedule, start, …) remembered to find their duplicates."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogEntry:
+class LogEntry(NamedTuple):
     """One event at its place in the log. `logged_at_ms` is when the log took it in."""
 
     offset: Offset
@@ -71,32 +69,28 @@ class RemovalReason(StrEnum):
     DISQUALIFIED = Disposition.PLAYER_DISQUALIFIED.value
 
 
-@dataclass(frozen=True, slots=True)
-class Earn:
+class Earn(NamedTuple):
     """Combine `points` into the player's score by the rules' operator."""
 
     player_id: PlayerId
     points: Score
 
 
-@dataclass(frozen=True, slots=True)
-class Adjust:
+class Adjust(NamedTuple):
     """Add `delta` to the player's score, whatever the operator."""
 
     player_id: PlayerId
     delta: int
 
 
-@dataclass(frozen=True, slots=True)
-class Join:
+class Join(NamedTuple):
     """Enter the player, or renew the name."""
 
     player_id: PlayerId
     display_name: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Remove:
+class Remove(NamedTuple):
     """Keep the player out for good. `keep_row`: the row stays, under an erased name."""
 
     player_id: PlayerId
@@ -109,8 +103,7 @@ Verdict = Action | Disposition | Refusal
 """An action on a player; or a disposition (APPLIED: a change of terms); or a refusal."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What one event does: the terms after it, and the verdict."""
 
     terms: Terms | None
@@ -128,6 +121,13 @@ def decide(terms: Terms | None, entry: LogEntry) -> Decision:
     Where several reasons speak against an event, the first of these is given: unknown
     tournament, its state, its time, the rules; what the players' rows know comes after."""
     data = entry.event.data
+    if (
+        type(data) is ev.WagerPlaced
+        and terms is not None
+        and terms.state is State.RUNNING
+        and entry.offset >= terms.created
+    ):
+        return _decide_play(terms, entry, data)  # as below: nearly all there is
     if isinstance(data, ev.TournamentScheduled):
         return _decide_schedule(terms, entry, data)
     if terms is None or entry.offset < terms.created:
@@ -227,9 +227,10 @@ def _decide_control(terms: Terms, entry: LogEntry) -> Decision:
 def _decide_play(
     terms: Terms, entry: LogEntry, data: ev.WagerPlaced | ev.ScoreSubmitted
 ) -> Decision:
-    if entry.event.time_ms < terms.starts_at_ms:
+    time_ms = entry.event.time_ms
+    if time_ms < terms.starts_at_ms:
         return Decision(terms, Disposition.NOT_STARTED)
-    if entry.event.time_ms >= terms.ends_at_ms:
+    if time_ms >= terms.ends_at_ms:
         return Decision(terms, Disposition.TOURNAMENT_ENDED)
     terms = _running(terms, entry)
     earned = _earned(terms.rules, data)
@@ -237,7 +238,7 @@ def _decide_play(
         return Decision(terms, earned)
     if not earned.in_range():
         return Decision(terms, Refusal.SCORE_OUT_OF_RANGE)
-    return Decision(terms, Earn(PlayerId(data.player_id), earned))
+    return Decision(terms, Earn(data.player_id, earned))  # type: ignore[arg-type]  # checked as an id
 
 
 def _earned(rules: ev.Rules, data: ev.WagerPlaced | ev.ScoreSubmitted) -> Score | Disposition:

@@ -10,7 +10,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "shared/leaderboard"
-CORE = {"model", "scoring", "ranking", "terms", "fold", "events", "codec", "schemas", "ports"}
+CORE = {
+    "model",
+    "scoring",
+    "ranking",
+    "terms",
+    "fold",
+    "events",
+    "codec",
+    "codec_writing",
+    "schemas",
+    "ports",
+}
 CORE |= {"errors", "frames", "audit", "partitioning", "dead_letters", "record_ports"}
 LEAVES = {"settings", "telemetry"}
 JOINING = {"guard", "reads", "rebuild"}

@@ -7,12 +7,12 @@ nothing left and no failure has delivered everything, and costs no callback a re
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
+from json.encoder import encode_basestring
+from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
@@ -30,6 +30,9 @@ from leaderboard.model import Offset, PositionChange
 from leaderboard.ports import Outgoing
 from leaderboard.settings import KafkaSettings
 
+T = TypeVar("T")
+Headers = list[tuple[str, str | bytes | None]]
+Parts = tuple[str, bytes | None, bytes | None, Headers]
 MAX_RECORD_BYTES: Final = 4 * 1024 * 1024
 """As big as a topic takes: a dead letter carries its event whole, with more headers."""
 POSITION_SOURCE: Final = "/leaderboard/on-wager"
@@ -68,9 +71,11 @@ class KafkaFeed:
         reporting = self._reporting_producer()
         try:
             for index, one in enumerate(outgoing):
-                record = encode_kafka(one.event, one.topic)
+                topic, key, value, headers = _parts_of(encode_kafka(one.event, one.topic))
                 on_delivery = partial(pending.delivered, index)
-                reporting.producer.produce(**_arguments(record), on_delivery=on_delivery)
+                reporting.producer.produce(
+                    topic, value, key, headers=headers, on_delivery=on_delivery
+                )
         except (BufferError, KafkaException) as error:
             self._drop_if_broken(reporting, error.args[0])
             raise TransientError(f"Kafka takes nothing: {error}") from None
@@ -91,7 +96,7 @@ class KafkaFeed:
             self._confirm(self._deadline())
         if not changes:
             return self._confirmed
-        self._begin(map(change_record, changes), self._deadline())
+        self._begin(changes, change_parts, self._deadline())
         telemetry.POSITION_CHANGES.labels("on-wager").inc(len(changes))
         return self._begun
 
@@ -109,17 +114,23 @@ class KafkaFeed:
 
         For one thread at a time."""
         deadline = self._deadline()
-        self._begin(records, deadline)
+        self._begin(records, _parts_of, deadline)
         self._confirm(deadline)
 
     def _deadline(self) -> float:
         return time.monotonic() + self._timeout_seconds
 
-    def _begin(self, records: Iterable[Record], deadline: float) -> None:
+    def _begin(self, wanted: Iterable[T], parts_of: Callable[[T], Parts], deadline: float) -> None:
         producer = self._silent_producer()
+        produce = producer.produce
         try:
-            for record in records:
-                _produce(producer, record, deadline)
+            for one in wanted:
+                topic, key, value, headers = parts_of(one)
+                try:
+                    produce(topic, value, key, headers=headers)
+                except BufferError:
+                    _make_room(producer, deadline)
+                    produce(topic, value, key, headers=headers)
         except KafkaException as error:
             self._abandon(producer)
             raise TransientError(f"Kafka takes nothing: {error}") from None
@@ -246,25 +257,15 @@ class _Pending:
             self.done.set()
 
 
-def _produce(producer: Producer, record: Record, deadline: float) -> None:
-    while True:
-        try:
-            producer.produce(**_arguments(record))
-            return
-        except BufferError:
-            # The local queue is full: let it drain, so that the order stays.
-            producer.poll(0.1)
-            if time.monotonic() > deadline:
-                raise TransientError("Kafka did not make room in time") from None
+def _make_room(producer: Producer, deadline: float) -> None:
+    """The local queue is full: let it drain, so that the order stays."""
+    until = max(deadline - time.monotonic(), 0)
+    if producer.flush(until) > 0:
+        raise TransientError("Kafka did not make room in time") from None
 
 
-def _arguments(record: Record) -> dict[str, Any]:
-    return {
-        "topic": record.topic,
-        "value": record.value,
-        "key": record.key,
-        "headers": list(record.headers),
-    }
+def _parts_of(record: Record) -> Parts:
+    return record.topic, record.key, record.value, list(record.headers)
 
 
 def _failed(failures: list[str], error: KafkaError | None, message: object) -> None:
@@ -277,33 +278,42 @@ def _is_fatal(error: KafkaError) -> bool:
 
 
 def change_record(change: PositionChange) -> Record:
-    """The record of a position change, written by hand: it is most of what we publish.
+    """The record of a position change."""
+    topic, key, value, headers = change_parts(change)
+    given: Any = tuple(headers)
+    return Record(topic, key, value, given)
+
+
+def change_parts(change: PositionChange) -> Parts:
+    """Topic, key, value and headers of a position change, written by hand: it is most of what we
+    publish.
 
     Equal to what the codec writes for the same event (a test compares them). Ids need no
     escaping; what a producer chose does."""
-    key = change.tournament_id.encode()
-    sub = "" if change.score.subscore == 0 else f'"subscore":{change.score.subscore},'
+    name, player, sequence, old, new, (score, sub), distance, cause, time_ms, trace = change
+    key = name.encode()
+    subscore = f'"subscore":{sub},' if sub else ""
     value = (
-        f'{{"tournament_id":"{change.tournament_id}","player_id":"{change.player_id}",'
-        f'"sequence":{change.sequence},"old_rank":{_or_null(change.old_rank)},'
-        f'"new_rank":{_or_null(change.new_rank)},"score":{change.score.score},{sub}'
-        f'"distance":{_or_null(change.distance)},"cause":{{"source":'
-        f'{_quoted(change.cause.source)},"id":{_quoted(change.cause.id)}}}}}'
+        f'{{"tournament_id":"{name}","player_id":"{player}","sequence":{sequence},"old_rank":'
+        f'{"null" if old is None else old},"new_rank":{"null" if new is None else new},'
+        f'"score":{score},{subscore}"distance":{"null" if distance is None else distance},'
+        f'"cause":{{"source":{_quoted(cause.source)},"id":{_quoted(cause.id)}}}}}'
     )
-    headers: list[tuple[str, bytes | None]] = [
+    headers: Headers = [
         *_FIXED_HEADERS,
-        ("ce_id", f"{change.tournament_id}/{change.sequence}".encode()),
-        ("ce_time", format_time_ms(change.time_ms).encode()),
-        ("ce_subject", change.player_id.encode()),
+        ("ce_id", f"{name}/{sequence}".encode()),
+        ("ce_time", _stamp_of(time_ms)),
+        ("ce_subject", player.encode()),
         ("ce_partitionkey", key),
     ]
-    if change.traceparent is not None:
-        headers.append(("ce_traceparent", change.traceparent.encode()))
-    return Record(POSITION_CHANGES, key, value.encode(), tuple(headers))
+    if trace is not None:
+        headers.append(("ce_traceparent", trace.encode()))
+    return POSITION_CHANGES, key, value.encode(), headers
 
 
-_quoted = json.JSONEncoder(ensure_ascii=False).encode
+@lru_cache(maxsize=4096)
+def _stamp_of(time_ms: int) -> bytes:
+    return format_time_ms(time_ms).encode()
 
 
-def _or_null(number: int | None) -> str:
-    return "null" if number is None else str(number)
+_quoted = encode_basestring

@@ -202,13 +202,17 @@ class RedisBoard:
             changes += changes_of(tournament_id, packed_changes, confirmed)
             for i in range(0, len(packed_refusals), 2):
                 refusals[packed_refusals[i]] = Refusal(packed_refusals[i + 1].decode())
-        ruled = iter(codes)
-        verdicts: list[Disposition | Refusal] = []
-        for entry, decided in zip(entries, folded.verdicts, strict=True):
-            verdict = VERDICTS[next(ruled)] if decided is None else decided
-            if entry.offset <= before:
-                verdict = refusals.get(entry.offset, told_again(folded.terms, entry))
-            verdicts.append(verdict)
+        verdicts: list[Disposition | Refusal]
+        if entries and len(codes) == len(entries) and entries[0].offset > before:
+            verdicts = [VERDICTS[code] for code in codes]
+        else:
+            ruled = iter(codes)
+            verdicts = []
+            for entry, decided in zip(entries, folded.verdicts, strict=True):
+                verdict = VERDICTS[next(ruled)] if decided is None else decided
+                if entry.offset <= before:
+                    verdict = refusals.get(entry.offset, told_again(folded.terms, entry))
+                verdicts.append(verdict)
         was = None if folded.before is None else folded.before.revision
         return BatchApplied(
             offset=Offset(int(offset)),

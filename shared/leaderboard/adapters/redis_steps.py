@@ -23,7 +23,6 @@ from leaderboard.model import (
     Cause,
     Disposition,
     Offset,
-    PlayerId,
     PositionChange,
     Score,
     TournamentId,
@@ -48,6 +47,13 @@ def step_of(terms: Terms, entry: LogEntry, action: Action, mark: bytes) -> tuple
     """The thirteen fields of one step. `mark` is the player's tombstone, empty where nobody can
     be out."""
     event = entry.event
+    if type(action) is Earn and not mark and terms.rules.join != "required":
+        # Nearly all there is; the fields are those below.
+        return (
+            entry.offset, _EARN, action.player_id, event_key(event), *action.points, b"", False,
+            event.source, event.id, event.time_ms, event.traceparent or False,
+            False if event.sequence is None else event.sequence,
+        )  # fmt: skip
     op, score, name = _ERASE, Score(0), b""
     match action:
         case Earn():
@@ -83,21 +89,21 @@ def changes_of(
     tournament_id: TournamentId, packed: Sequence[Any], confirmed: Offset | None
 ) -> Iterator[PositionChange]:
     """The changes of one chunk of the outbox, without those that are confirmed."""
-    for i in range(0, len(packed), _CHANGE_FIELDS):
-        at, player, old, new, score, sub, gap, source, event_id, time_ms, trace = packed[
-            i : i + _CHANGE_FIELDS
-        ]
+    fields = iter(packed)
+    for at, player, old, new, score, sub, gap, source, event_id, time_ms, trace in zip(
+        *[fields] * _CHANGE_FIELDS, strict=True
+    ):
         if confirmed is not None and at <= confirmed:
             continue
         yield PositionChange(
-            tournament_id=tournament_id,
-            player_id=PlayerId(player.decode()),
-            sequence=Offset(at),
-            old_rank=old or None,
-            new_rank=new or None,
-            score=Score(score, sub),
-            distance=None if gap is False else gap,
-            cause=Cause(source.decode(), event_id.decode()),
-            time_ms=time_ms,
-            traceparent=trace.decode() if trace else None,
+            tournament_id,
+            player.decode(),
+            at,
+            old or None,
+            new or None,
+            Score(score, sub),
+            None if gap is False else gap,
+            Cause(source.decode(), event_id.decode()),
+            time_ms,
+            trace.decode() if trace else None,
         )
