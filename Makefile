@@ -16,6 +16,8 @@ STACK_ARGS ?=
 TRIALS ?= 48
 SEED ?=
 ONLY ?=
+RUNS ?= 5
+SMALL ?=
 
 .PHONY: help
 help: ## List these targets.
@@ -41,6 +43,11 @@ faults: $(STAMP) kafka ## Kill, cut, empty, fill: trials on a local stack (TRIAL
 .PHONY: simulate
 simulate: $(STAMP) ## The functions in a simulated world, 10,000 steps (STEPS=, SIMULATION_SEED=).
 	@PYTHONPATH=tests $(BIN)/python -m simulation --steps $(STEPS)
+
+.PHONY: bench
+bench: $(STAMP) kafka ## Every figure beside its rivals (ONLY=, RUNS=, SMALL=1); writes bench.json.
+	@PYTHONPATH=tests $(BIN)/python -m bench --runs $(RUNS) $(if $(SMALL),--small) \
+		$(if $(ONLY),--only "$(ONLY)")
 
 .PHONY: check
 check: $(STAMP) ## Style, types, generated files: verifies, changes nothing.

@@ -47,6 +47,7 @@ from leaderboard.model import (
     REMEMBERED_IDS,
     Disposition,
     Offset,
+    PlayerId,
     Score,
     State,
     erased_name,
@@ -66,6 +67,7 @@ class _Decided(NamedTuple):
     verdict: Verdict
     key: bytes | None
     """Of the event's source and id, where it may be applied."""
+    player_id: PlayerId | None
 
 
 class SqlFold:
@@ -112,6 +114,7 @@ class _Fold:
         self._window = window
         self._partition = partition
         self._month = month
+        self._forgetting: list[ev.Event] = []
 
     def apply(self, log_id: str, batch: Sequence[Input], next_offset: Offset) -> Folded:
         start = take_position(self._connection, ev.WAGERS, self._partition, log_id, next_offset)
@@ -123,24 +126,20 @@ class _Fold:
         rows.load_tournaments(str(one.entry.event.tournament_id) for one in fresh)
         decided = self._decide(fresh)
         rows.load(self._asked(decided))
-        for tournament, one, terms, verdict, key in decided:
-            if tournament is None or terms is None:
+        for one in decided:
+            if one.tournament is None or one.terms is None:
                 # Its dead letter says more than a row without a tournament could.
                 verdicts.append(Refusal.UNKNOWN_TOURNAMENT)
             else:
-                verdicts.append(self._take(tournament, one, terms.rules, verdict, key))
+                verdicts.append(self._take(one.tournament, one, one.terms.rules))
         rows.write()
-        self._forget_beside(fresh)
+        self._forget_beside()
         return Folded(verdicts, rows.changes.repeats)
 
-    def _forget_beside(self, batch: Sequence[Input]) -> None:
+    def _forget_beside(self) -> None:
         """What stands beside the tournaments forgets whoever asks for it in any of them, whatever
         becomes of the event there. Last of all, because others wait meanwhile."""
-        requested = {
-            one.entry.event.data.player_id: one.entry.event.time_ms
-            for one in reversed(batch)
-            if isinstance(one.entry.event.data, ev.PlayerErased)
-        }
+        requested = {str(event.player_id): event.time_ms for event in reversed(self._forgetting)}
         if not requested:
             return
         alone_with_marks(self._connection)
@@ -166,10 +165,13 @@ class _Fold:
                 self._change_terms(known, decision.terms, entry)
             if known is not None:
                 known.offset = entry.offset
+            if type(entry.event.data) is ev.PlayerErased:
+                self._forgetting.append(entry.event)
             verdict = decision.verdict
             is_settled = isinstance(verdict, Disposition | Refusal)
             key = None if is_settled else event_key(entry.event)
-            decided.append(_Decided(known, one, decision.terms, verdict, key))
+            player_id = entry.event.player_id
+            decided.append(_Decided(known, one, decision.terms, verdict, key, player_id))
         return decided
 
     def _change_terms(self, known: KeptTournament, terms: Terms, entry: LogEntry) -> None:
@@ -185,11 +187,10 @@ class _Fold:
 
     def _asked(self, decided: Sequence[_Decided]) -> Asked:
         asked = Asked()
-        for tournament, one, _, _, key in decided:
+        for tournament, one, _, _, key, player_id in decided:
             if tournament is None:
                 continue
             no, event = tournament.no, one.entry.event
-            player_id = event.player_id
             if player_id is not None:
                 asked.players.add((no, player_id))
                 if tournament.has_out:
@@ -223,19 +224,17 @@ class _Fold:
     def _take(
         self,
         tournament: KeptTournament,
-        one: Input,
+        one: _Decided,
         rules: ev.Rules,
-        verdict: Verdict,
-        key: bytes | None,
     ) -> Disposition | Refusal:
         """Do what an input does, and keep it with what became of it."""
-        entry, event = one.entry, one.entry.event
+        _, (entry, body), _, verdict, key, player_id = one
+        event = entry.event
         became: Disposition | Refusal
         ordinal: int | None = None
         repeats: int | None = None
         before: tuple[Score, int] | None = None
         touched = False
-        player_id = event.player_id
         player = None
         if player_id is not None and not self._names_nobody(tournament, event):
             player = self._player(tournament, player_id)
@@ -265,7 +264,7 @@ class _Fold:
             else:
                 became = came
         effect = (key, ordinal, repeats, touched, before if touched else None)
-        self._keep(tournament, one, player, became, effect)
+        self._keep(tournament, entry, body, player_id, player, became, effect)
         return became
 
     def _names_nobody(self, tournament: KeptTournament, event: ev.Event) -> bool:
@@ -399,17 +398,19 @@ class _Fold:
     def _keep(
         self,
         tournament: KeptTournament,
-        one: Input,
+        entry: LogEntry,
+        body: str,
+        player_id: PlayerId | None,
         player: KeptPlayer | None,
         verdict: Disposition | Refusal,
         effect: tuple[bytes | None, int | None, int | None, bool, tuple[Score, int] | None],
     ) -> None:
-        entry, event = one.entry, one.entry.event
+        event = entry.event
         key, ordinal, repeats, touched, before = effect
-        kind, body, event_id = ev.name_of(type(event.data)), one.body, event.id
-        if event.player_id is not None and (player is None or player.player_id != event.player_id):
+        kind, event_id = ev.name_of(type(event.data)), event.id
+        if player_id is not None and (player is None or player.player_id != player_id):
             # Erased, now or before: nothing of it may name them.
-            mark = self._mark(tournament, event.player_id)
+            mark = self._mark(tournament, player_id)
             body = pseudonymised(body, erased_name(mark))
             event_id = pseudonymous_id(event)
         self._rows.changes.inputs.append(

@@ -1,0 +1,107 @@
+"""The machine that a benchmark ran on, and what processes have used of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from leaderboard.stack.kafka_jars import KAFKA_VERSION
+from leaderboard.stack.servers import redis_program
+from running import descendants
+
+_PACKAGES = ("confluent-kafka", "redis", "hiredis", "pydantic", "msgpack", "sqlalchemy", "psycopg")
+
+
+def machine() -> dict[str, object]:
+    """What to know of it before comparing figures."""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    model = next((line for line in info.splitlines() if line.startswith("model name")), ":?")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cores": os.cpu_count(),
+        "processor": model.partition(":")[2].strip(),
+        "memory_gib": round(memory / 2**30, 1),
+        "kernel": platform.release(),
+        "load_average": [round(one, 2) for one in os.getloadavg()],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of everything that has a part in the figures."""
+    found = {"python": platform.python_version(), "kafka": KAFKA_VERSION}
+    found |= {name: version(name) for name in _PACKAGES}
+    program = redis_program()
+    if program is not None:
+        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+        found["redis server"] = told.stdout.strip()
+    return found
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process and its children have used."""
+
+    cpu_seconds: float
+    peak_mib: float
+
+
+class Meter:
+    """Counts processor time from now on, by name, for each process with its children."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self._pids = dict(pids)
+        self._before = {name: _cpu_of_family(pid) for name, pid in self._pids.items()}
+
+    def read(self) -> dict[str, Usage]:
+        """Processor seconds since the meter was made; the most memory each ever held."""
+        return {
+            name: Usage(
+                round(_cpu_of_family(pid) - self._before[name], 3),
+                round(sum(map(_peak_mib, (pid, *descendants(pid)))), 1),
+            )
+            for name, pid in self._pids.items()
+        }
+
+
+def per_million(usage: Mapping[str, Usage], events: int) -> dict[str, float]:
+    """CPU seconds a million events, by process, for `Measured.more`."""
+    return {
+        f"{name}_cpu_s_per_million": round(one.cpu_seconds / events * 1e6, 1)
+        for name, one in usage.items()
+    }
+
+
+def cpu_seconds(pid: int) -> float:
+    """What one process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(pid: int) -> int:
+    """What one process holds now."""
+    pages = Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cpu_of_family(pid: int) -> float:
+    total = 0.0
+    for one in (pid, *descendants(pid)):
+        try:
+            total += cpu_seconds(one)
+        except FileNotFoundError:  # ended meanwhile
+            continue
+    return total
+
+
+def _peak_mib(pid: int) -> float:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return 0.0
+    line = next((one for one in status.splitlines() if one.startswith("VmHWM:")), "VmHWM: 0 kB")
+    return int(line.split()[1]) / 1024

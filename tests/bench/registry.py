@@ -1,0 +1,14 @@
+"""Every benchmark, by its name for `make bench ONLY=`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from bench import on_wager
+from bench.report import Bench
+
+BENCHES: Final[dict[str, Callable[[Bench], None]]] = {
+    "on-wager": on_wager.one_tournament,
+    "tournaments": on_wager.many_tournaments,
+}
