@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import redis
+from redis import Redis
 
 from leaderboard.adapters import sql_migrations
 from leaderboard.settings import DatabaseSettings, load
@@ -45,8 +45,8 @@ class Servers:
             "HOST": LOOPBACK,
         }
 
-    def client(self) -> redis.Redis:
-        return redis.Redis.from_url(self.redis.url)
+    def client(self) -> Redis:
+        return Redis.from_url(self.redis.url)
 
     @contextmanager
     def function(
