@@ -214,11 +214,8 @@ def reference(seed: int, wagers: int, players: int) -> Measured:
         events = play(seed, wagers, players)
         Log(given.kafka.bootstrap_servers).write(events[1 + players :])
         client = given.client()
-        opening = [event.data for event in events[1 : 1 + players]]
-        client.zadd(
-            "reference",
-            {d.player_id: d.stake_minor for d in opening},  # type: ignore[union-attr]
-        )
+        chance = random.Random(seed)
+        client.zadd("reference", {player_of(p): chance.randint(1, 10_000) for p in range(players)})
         consumer, producer = _consumer(given, "reference"), _producer(given, 0)
         meter, started = Meter({"redis": given.redis.pid}), 0.0
         began = time.process_time()
