@@ -18,6 +18,7 @@ SEED ?=
 ONLY ?=
 RUNS ?= 5
 SMALL ?=
+BASE ?= HEAD
 
 .PHONY: help
 help: ## List these targets.
@@ -48,6 +49,11 @@ simulate: $(STAMP) ## The functions in a simulated world, 10,000 steps (STEPS=, 
 bench: $(STAMP) kafka ## Every figure beside its rivals (ONLY=, RUNS=, SMALL=1); writes bench.json.
 	@PYTHONPATH=tests $(BIN)/python -m bench --runs $(RUNS) $(if $(SMALL),--small) \
 		$(if $(ONLY),--only "$(ONLY)")
+
+.PHONY: bench-compare
+bench-compare: $(STAMP) kafka ## This tree against another commit, in turns (BASE=, ONLY=, RUNS=).
+	@PYTHONPATH=tests $(BIN)/python -m bench.compare --base "$(BASE)" --runs $(RUNS) \
+		$(if $(SMALL),--small) $(if $(ONLY),--only "$(ONLY)")
 
 .PHONY: check
 check: $(STAMP) ## Style, types, generated files: verifies, changes nothing.

@@ -37,6 +37,7 @@ LONGEST: Final = (
     *(name.removeprefix("tests/").removesuffix(".py") for name in sorted(SHARED_STACK)),
     "functions/test_kafka_host",
     "integration/test_stack",
+    "integration/test_bench",
     "simulation/test_simulation",
     "simulation/test_mutations",
     "integration/test_relay",

@@ -23,6 +23,8 @@ def main() -> None:
     parser.add_argument("--only", help=f"one of {', '.join(BENCHES)}; several with commas")
     parser.add_argument("--runs", type=int, default=5, help="how often each is measured")
     parser.add_argument("--small", action="store_true", help="only to see that it works")
+    parser.add_argument("--first-run", type=int, default=0, help="where seeds begin")
+    parser.add_argument("--ours", action="store_true", help="without rivals")
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
     given = parser.parse_args()
     names = given.only.split(",") if given.only else list(BENCHES)
@@ -30,7 +32,7 @@ def main() -> None:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHES)}")
     if given.runs < 1:
         parser.error("--runs: at least 1")
-    bench = Bench(given.runs, small=given.small)
+    bench = Bench(given.runs, small=given.small, first_run=given.first_run, only_ours=given.ours)
     try:
         for name in names:
             BENCHES[name](bench)

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
+from typing import Protocol
 
 from confluent_kafka import Producer
 
@@ -14,7 +15,7 @@ from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.codec import encode_kafka
 from leaderboard.fold import LogEntry
 from leaderboard.model import Offset, TournamentId
-from leaderboard.ports import Board
+from leaderboard.ports import BoardView
 from logs import END_MS, LOG, START_MS, TOMBSTONE_KEY, moment
 
 T = TournamentId("bench")
@@ -74,6 +75,14 @@ def play(seed: int, wagers: int, players: int = PLAYERS, name: TournamentId = T)
     return [schedule(name=name), *opening, *later]
 
 
+class Tops(Protocol):
+    """Boards, or the record of them."""
+
+    def top(
+        self, tournament_id: TournamentId, limit: int, after_rank: int = 0
+    ) -> BoardView | None: ...
+
+
 class Log:
     """Puts events into topics, and remembers them with the offsets that they have."""
 
@@ -109,7 +118,7 @@ class Log:
             yield from (one for one in entries if one.event.tournament_id == name)
 
 
-def assert_equal(board: Board, entries: Sequence[LogEntry], name: TournamentId = T) -> None:
+def assert_equal(board: Tops, entries: Sequence[LogEntry], name: TournamentId = T) -> None:
     """The board shows every rank as the log's own fold has it."""
     oracle = MemoryBoard(TOMBSTONE_KEY)
     oracle.apply(name, LOG, None, entries, None)

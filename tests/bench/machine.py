@@ -71,7 +71,7 @@ class Meter:
 def per_million(usage: Mapping[str, Usage], events: int) -> dict[str, float]:
     """CPU seconds a million events, by process, for `Measured.more`."""
     return {
-        f"{name}_cpu_s_per_million": round(one.cpu_seconds / events * 1e6, 1)
+        f"{name}_cpu_s_per_million": round(one.cpu_seconds / max(events, 1) * 1e6, 1)
         for name, one in usage.items()
     }
 

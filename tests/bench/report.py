@@ -62,9 +62,13 @@ Contender = Callable[[int], Measured]
 class Bench:
     """What each benchmark is given. `small` is for a look whether it works, and means nothing."""
 
-    def __init__(self, runs: int, *, small: bool) -> None:
+    def __init__(
+        self, runs: int, *, small: bool, first_run: int = 0, only_ours: bool = False
+    ) -> None:
         self.runs = runs
         self.small = small
+        self._first_run = first_run
+        self._only_ours = only_ours
         self.figures: list[Figure] = []
         self._begun = time.time()
 
@@ -81,10 +85,11 @@ class Bench:
     ) -> list[Figure]:
         """Run all contenders one after the other, as often as there are runs. The first is ours:
         the table shows the others' medians against it."""
-        figures = [Figure(bench, name, unit, better) for name in contenders]
+        chosen = list(contenders.items())[: 1 if self._only_ours else None]
+        figures = [Figure(bench, name, unit, better) for name, _ in chosen]
         self.figures += figures
-        for run in range(self.runs):
-            for figure, measure in zip(figures, contenders.values(), strict=True):
+        for run in range(self._first_run, self._first_run + self.runs):
+            for figure, (_, measure) in zip(figures, chosen, strict=True):
                 measured = measure(run)
                 figure.runs.append(measured)
                 self.say(bench, f"run {run + 1}: {figure.name}", measured, unit)
@@ -101,8 +106,9 @@ class Bench:
         )
 
     def table(self) -> str:
-        """Minimum, median and maximum of each figure; how ours compares with each rival."""
-        head = ("benchmark", "who", "min", "median", "max", "unit", "ours is")
+        """Minimum, median and maximum of each figure; ours against each rival where more is
+        better."""
+        head = ("benchmark", "who", "min", "median", "max", "unit", "first / this")
         rows: list[tuple[str, ...]] = [head]
         first: dict[str, Figure] = {}
         for one in self.figures:
@@ -110,8 +116,8 @@ class Bench:
                 continue
             ours = first.setdefault(one.bench, one)
             ratio = ""
-            if one is not ours and one.median and ours.median and one.unit == ours.unit:
-                ratio = f"{ours.median / one.median:.2f} x"
+            if one is not ours and one.median and one.better == "higher":
+                ratio = f"{ours.median / one.median:.2f}"
             values = (min(one.values), one.median, max(one.values))
             rows.append((one.bench, one.name, *(f"{v:,.4g}" for v in values), one.unit, ratio))
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
