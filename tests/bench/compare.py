@@ -76,7 +76,7 @@ def _measured(tree: Path, given: argparse.Namespace, run: int, out: Path) -> lis
     paths = os.pathsep.join((str(HERE / "tests"), str(tree / "shared")))
     subprocess.run(
         [sys.executable, "-m", "bench", *words],
-        env={**os.environ, "PYTHONPATH": paths, "BENCH_ROOT": str(tree)},
+        env={**os.environ, "PYTHONPATH": paths},
         stdout=subprocess.DEVNULL,
         check=True,
     )

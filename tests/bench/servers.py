@@ -12,6 +12,7 @@ from pathlib import Path
 
 from redis import Redis
 
+import leaderboard
 from leaderboard.adapters import sql_migrations
 from leaderboard.settings import DatabaseSettings, load
 from leaderboard.stack.postgres import PostgresServer
@@ -20,8 +21,8 @@ from leaderboard.stack.servers import KafkaServer, RedisServer, redis_program
 from leaderboard.stack.topics import create_topics
 from logs import TOMBSTONE_KEY
 
-ROOT = Path(os.environ.get("BENCH_ROOT") or Path(__file__).resolve().parents[2])
-"""Whose functions are measured; another commit's for `make bench-compare`."""
+ROOT = Path(leaderboard.__file__).resolve().parents[2]
+"""Whose functions are measured: `make bench-compare` imports another commit's package."""
 
 
 @dataclass(frozen=True)

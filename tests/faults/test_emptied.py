@@ -31,8 +31,14 @@ def test_an_emptied_store_is_rebuilt_without_traffic_and_forgets_no_erasure(path
     assert path.sequence(tournament_id) < entries[-1].offset, "the fault did not bite"
     wait_for(lambda: path.sequence(tournament_id) > entries[-1].offset, 90)
     assert path.standings(tournament_id) == before
-    told = path.http.get(
-        f"{erase}/{asked.json()['erasure_id']}", headers=path.headers("operator")
-    ).raise_for_status()
-    assert told.json()["places"][f"board:{tournament_id}"] == "done"
+
+    def places() -> dict[str, str]:
+        told = path.http.get(
+            f"{erase}/{asked.json()['erasure_id']}", headers=path.headers("operator")
+        )
+        found: dict[str, str] = told.raise_for_status().json()["places"]
+        return found
+
+    # The board is there a moment before the request is.
+    wait_for(lambda: places().get(f"board:{tournament_id}") == "done", 10)
     assert path.ticket(tournament_id, player_id).status_code == 403

@@ -227,7 +227,10 @@ class KafkaHost:
             if previous is not None:
                 previous.refused = _done_for(previous.batch, handler.handle)
         except TransientError as error:
-            logger.info("begun anew, one by one", extra=telemetry.fields(error=str(error)))
+            telemetry.RETRIES.labels(self._name).inc()
+            logger.warning(
+                "a dependency is away, beginning again", extra=telemetry.fields(error=str(error))
+            )
             self._put_back(handler, waiting)
         except ReplayError as replay:
             self._replay_instead(handler, replay, waiting)
