@@ -71,11 +71,18 @@ class Log:
     def committed(self, partition: int = 0) -> int | None:
         """Where the group stands, as Kafka says."""
         asks = Consumer({"bootstrap.servers": self.servers, "group.id": self.group})
+        until = time.monotonic() + 10
         try:
-            offset = asks.committed([TopicPartition(self.topic, partition)], timeout=10)[0].offset
+            while True:
+                try:
+                    place = asks.committed([TopicPartition(self.topic, partition)], timeout=10)[0]
+                    return place.offset if place.offset >= 0 else None
+                except KafkaException:  # a broker that has just started knows no groups yet
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.1)
         finally:
             asks.close()
-        return offset if offset >= 0 else None
 
     def buried(self) -> int:
         """How many dead letters there are now."""

@@ -36,6 +36,7 @@ LONGEST: Final = (
     "functions/test_archive",
     *(name.removeprefix("tests/").removesuffix(".py") for name in sorted(SHARED_STACK)),
     "functions/test_kafka_host",
+    "functions/test_kafka_overlap",
     "integration/test_stack",
     "integration/test_bench",
     "simulation/test_simulation",
