@@ -14,7 +14,7 @@ from leaderboard import events as ev
 from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.codec import encode_kafka
 from leaderboard.fold import LogEntry
-from leaderboard.model import Offset, TournamentId
+from leaderboard.model import Offset, PositionChange, TournamentId
 from leaderboard.ports import BoardView
 from logs import END_MS, LOG, START_MS, TOMBSTONE_KEY, moment
 
@@ -118,10 +118,21 @@ class Log:
             yield from (one for one in entries if one.event.tournament_id == name)
 
 
+def oracle_of(
+    entries: Sequence[LogEntry], name: TournamentId = T
+) -> tuple[MemoryBoard, Sequence[PositionChange]]:
+    """The log's own fold, and what of it someone can see."""
+    oracle = MemoryBoard(TOMBSTONE_KEY)
+    return oracle, oracle.apply(name, LOG, None, entries, None).unconfirmed
+
+
 def assert_equal(board: Tops, entries: Sequence[LogEntry], name: TournamentId = T) -> None:
     """The board shows every rank as the log's own fold has it."""
-    oracle = MemoryBoard(TOMBSTONE_KEY)
-    oracle.apply(name, LOG, None, entries, None)
+    assert_same(board, oracle_of(entries, name)[0], name)
+
+
+def assert_same(board: Tops, oracle: Tops, name: TournamentId = T) -> None:
+    """Both show every rank alike."""
     skipped = 0
     while True:
         wanted, found = oracle.top(name, 1000, skipped), board.top(name, 1000, skipped)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from bench import growth, on_wager, record
+from bench import gateway, growth, on_wager, record, screen
 from bench.report import Bench
 
 BENCHES: Final[dict[str, Callable[[Bench], None]]] = {
     "on-wager": on_wager.one_tournament,
     "tournaments": on_wager.many_tournaments,
+    "screen": screen.screen,
+    "gateway": gateway.gateway,
     "growth": growth.growth,
     "archive": record.archive,
     "rebuild": record.rebuild,

@@ -1,0 +1,42 @@
+"""(e) 10,000 sockets on one gateway: how fast they come in through `on-connect`, and what comes to
+them from `on-rank-change`, the whole stack at work.
+
+Four frames a second each: `top`, which is coalesced, while wagers come faster than that. A frame
+is owed for each that `on-rank-change` says it handed over, to everyone it was for.
+"""
+
+from __future__ import annotations
+
+from bench.load import PLAYERS
+from bench.play import Wanted, play
+from bench.report import Bench, Figure, Measured, spread
+
+SOCKETS = 10_000
+RATE = 200
+
+
+def gateway(bench: Bench) -> None:
+    """Connects and frames, of the same runs."""
+    connects = Figure("connects", f"{SOCKETS:,} as fast as they can", "s", "lower")
+    frames = Figure("gateway", "wager due to `top` on every socket", "ms p99", "lower")
+    bench.figures += (connects, frames)
+    for run in range(bench.runs):
+        wanted = Wanted(
+            rate=bench.size(RATE, 50),
+            seconds=bench.size(20, 4),
+            warm_up=bench.size(5, 1),
+            connected=bench.size(SOCKETS, 100),
+            players=bench.size(PLAYERS, 1_000),
+        )
+        played = play(run, wanted)
+        told = played.connecting
+        refused = sum(told["refused"].values())
+        more = {"connected": told["connected"], "refused": refused, "p99_ms": told["p99_ms"]}
+        measured = Measured(told["seconds"], more, played.connecting_usage)
+        connects.runs.append(measured)
+        bench.say("connects", f"run {run + 1}", measured, connects.unit)
+        times = spread(played.top_ages)
+        more = {**times, **spread(played.positions, "position_"), **played.more}
+        measured = Measured(times["p99_ms"], more, played.usage)
+        frames.runs.append(measured)
+        bench.say("gateway", f"run {run + 1}", measured, frames.unit)

@@ -1,0 +1,49 @@
+"""(c) A wager to the `position` frame on a connected player's socket, through the whole stack.
+
+A wager's time is the one when it was due, so a slow moment counts for all that it delays. The
+reference claims 300 ms p99; there is nothing of it to run beside ours.
+"""
+
+from __future__ import annotations
+
+from bench.load import PLAYERS
+from bench.machine import per_million
+from bench.play import Wanted, play
+from bench.report import Bench, Measured, spread
+
+CONNECTED = 2_000
+RATES = (10_000, 5_000, 2_000)
+
+
+def screen(bench: Bench) -> None:
+    """p99 at three rates, with 2,000 players connected."""
+    bench.in_turns(
+        "screen",
+        "ms p99",
+        {
+            f"{rate:,} wagers/s": lambda run, rate=rate: _at(bench, run, rate)  # type: ignore[misc]
+            for rate in RATES
+        },
+        better="lower",
+    )
+
+
+def _at(bench: Bench, run: int, rate: int) -> Measured:
+    wanted = Wanted(
+        rate=bench.size(rate, rate // 50),
+        seconds=bench.size(20, 4),
+        warm_up=bench.size(5, 1),
+        connected=bench.size(CONNECTED, 50),
+        players=bench.size(PLAYERS, 1_000),
+    )
+    played = play(run, wanted)
+    times = spread(played.positions)
+    more = {
+        **times,
+        **spread(played.tops, "top_"),
+        "offered_per_second": wanted.rate,
+        **played.more,
+        "connecting_s": played.connecting["seconds"],
+        **per_million(played.usage, wanted.rate * (wanted.seconds + wanted.warm_up)),
+    }
+    return Measured(times["p99_ms"], more, played.usage)
