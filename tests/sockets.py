@@ -8,6 +8,7 @@ import json
 import queue
 import threading
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -58,6 +59,11 @@ class PlayerSocket:
     def is_open(self) -> bool:
         return not self._ended.is_set()
 
+    @property
+    def is_deflating(self) -> bool:
+        """Whether the gateway has agreed to compress what it sends."""
+        return bool(self._ws.compress)
+
     def say(self, text: str) -> None:
         self._run(self._ws.send_str(text))
 
@@ -84,11 +90,16 @@ class Players:
 
         return asyncio.run_coroutine_threadsafe(waited(), self._loop).result(20)
 
-    def connect(self, url: str, headers: Mapping[str, str] | None = None) -> PlayerSocket:
-        """Open a socket. Raises aiohttp.WSServerHandshakeError with the `status` otherwise."""
+    def connect(
+        self, url: str, headers: Mapping[str, str] | None = None, *, deflate: bool = False
+    ) -> PlayerSocket:
+        """Open a socket. Raises aiohttp.WSServerHandshakeError with the `status` otherwise.
+
+        `deflate`: offer compression, as browsers do."""
 
         async def opened() -> PlayerSocket:
-            ws = await self._session.ws_connect(url, headers=headers)
+            compress = zlib.MAX_WBITS if deflate else 0
+            ws = await self._session.ws_connect(url, headers=headers, compress=compress)
             socket = PlayerSocket(self._run, ws)
             task = asyncio.create_task(socket.read())
             self._readers.add(task)

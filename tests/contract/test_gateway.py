@@ -19,6 +19,7 @@ from gateways import Decider, RunningGateway
 from leaderboard.adapters.nchan_gateway import MAX_FRAME_BYTES, NchanGateway
 from leaderboard.errors import TransientError
 from leaderboard.ports import Frame
+from leaderboard.stack.nginx import NginxServer
 from leaderboard.stack.process import LOOPBACK, free_port
 from sockets import Players, PlayerSocket, players
 
@@ -35,6 +36,11 @@ class Scene:
     decider: Decider
     players: Players
     folder: Path
+
+    @property
+    def compresses(self) -> bool:
+        """The development gateway does not: it needs no speed."""
+        return isinstance(self.server, NginxServer)
 
     def url(self, channels: str) -> str:
         ticket = f"ticket-{next(_numbers)}"
@@ -106,6 +112,24 @@ def test_new_subscriber_gets_the_last_top_frame_at_once(scene: Scene, t: str) ->
     scene.gateway.publish([_frame(f"top.{t}", 5)])
     assert late.next_json() == {"n": "5"}
     assert late.is_silent()
+
+
+def test_snapshots_are_compressed_for_who_understands_it_and_arrive_alike(
+    scene: Scene, t: str
+) -> None:
+    def joined(player: str, *, deflate: bool) -> PlayerSocket:
+        url = scene.url(f"top.{t},me.{t}.{player},conn.{t}-{player}")
+        return scene.players.connect(url, deflate=deflate)
+
+    plain, browser = joined("a", deflate=False), joined("b", deflate=True)
+    assert (plain.is_deflating, browser.is_deflating) == (False, scene.compresses)
+    large = _frame(f"top.{t}", "Zoë " * 2000)
+    scene.gateway.publish([_frame(f"top.{t}", 1), _frame(f"me.{t}.b", 2), large])
+    late = joined("c", deflate=True)
+    first, own = _frame("", 1).body.decode(), _frame("", 2).body.decode()
+    assert [plain.next() for _ in range(2)] == [first, large.body.decode()]
+    assert [browser.next() for _ in range(3)] == [first, own, large.body.decode()]
+    assert late.next() == large.body.decode()
 
 
 def test_frames_for_one_player_or_socket_are_not_kept(scene: Scene, t: str) -> None:
