@@ -31,11 +31,12 @@ OPENING_MS: Final = 1000
 ATTEMPTS: Final = 16
 
 # Compare and set: KEYS[1] the hash; ARGV: player, value expected ('' for none), new value ('' to
-# remove), milliseconds that the hash has to live on. Doing it twice is the same as once.
+# remove), milliseconds that the hash has to live on. Answers 1, or the value that stands there
+# in place of the one expected. Doing it twice is the same as once.
 _SWAP: Final = """
 local held = redis.call('HGET', KEYS[1], ARGV[1]) or ''
 if held == ARGV[3] then return 1 end
-if held ~= ARGV[2] then return 0 end
+if held ~= ARGV[2] then return held end
 if ARGV[3] == '' then
   redis.call('HDEL', KEYS[1], ARGV[1])
   return 1
@@ -143,18 +144,17 @@ class RedisConnections:
         self, tournament_id: TournamentId, player_id: PlayerId, value: str, until_ms: int
     ) -> bytes:
         """Put `value` in the place of the lease that stands there, which is due from then on."""
+        held = b""  # Most players have none: then one call does it.
         for _ in range(ATTEMPTS):
-            held = self._held(tournament_id, player_id)
-            if held == value.encode():
-                return held
             now = self._now_ms()
             if held:
                 self._put_due({_connection_of(held): now + OPENING_MS})
             key, ttl = _leases_key(tournament_id), max(until_ms - now, OPENING_MS)
             with transient():
-                done: Any = self._client.eval(_SWAP, 1, key, player_id, held, value, str(ttl))
-            if done:
+                found: Any = self._client.eval(_SWAP, 1, key, player_id, held, value, str(ttl))
+            if found == 1:
                 return held
+            held = found
         raise TransientError("the player opens connections faster than they can be counted")
 
     def _put_due(self, times_ms: Mapping[str, int]) -> None:
