@@ -1,26 +1,22 @@
-"""First figures: wagers a second of one `on-wager`, and wager to `position` frame.
+"""First figures: wagers a second of one `on-wager`.
 
     python tests/bench/first_figures.py throughput --wagers 200000
-    python tests/bench/first_figures.py latency --rate 2000 --seconds 30
 
 `throughput`: real Kafka and Redis, one tournament, 100,000 players with standings, Zipf play, a
 backlog that is there before the clock runs. In turns with the reference design's algorithm (for
 each wager ZREVRANK, ZINCRBY, ZREVRANK, then produce and wait) on the same servers in the same
-run. The final board is compared with the oracle's. `latency`: the whole local stack, open loop:
-a wager's time is the one it was due at, so a slow moment counts for all that it delays. Load is
-bounded in count and time and stays on loopback. Prints JSON lines; asserts no time.
+run. The final board is compared with the oracle's. Load is bounded in count and time and stays
+on loopback. Prints JSON lines; asserts no time.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import platform
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,8 +25,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import httpx
 import redis
 from confluent_kafka import Producer
 
@@ -50,7 +44,6 @@ from leaderboard.stack.process import Process, free_port  # noqa: E402
 from leaderboard.stack.servers import KafkaServer, RedisServer, redis_program  # noqa: E402
 from leaderboard.stack.topics import create_topics  # noqa: E402
 from logs import END_MS, LOG, START_MS, TOMBSTONE_KEY, moment  # noqa: E402
-from running import StackCommand, descendants, wait_for  # noqa: E402
 
 T = TournamentId("bench")
 PLAYERS = 100_000
@@ -266,210 +259,6 @@ def throughput(runs: int, wagers: int) -> None:
     say(ratio_to_reference=round(ratio, 1))
 
 
-# --- latency -----------------------------------------------------------------------------------
-
-
-class Watchers:
-    """Connected players; notes when each `position` frame came, by player and sequence."""
-
-    def __init__(self, settings: dict[str, str]) -> None:
-        self._settings = settings
-        self.frames: dict[str, list[tuple[int, float]]] = defaultdict(list)
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def connect(self, session: aiohttp.ClientSession, players: Sequence[str]) -> None:
-        gate = asyncio.Semaphore(20)
-
-        async def one(player: str) -> None:
-            async with gate:
-                token = await self._token(session, player)
-                url = f"{self._settings['CONNECT_URL']}/v1/tournaments/{T}/connections"
-                headers = {"Authorization": f"Bearer {token}"}
-                async with session.post(url, headers=headers) as answer:
-                    assert answer.status == 201, await answer.text()
-                    way = (await answer.json())["url"]
-                socket = await session.ws_connect(way)
-            self._tasks.append(asyncio.create_task(self._read(player, socket)))
-
-        await asyncio.gather(*(one(player) for player in players))
-
-    async def _token(self, session: aiohttp.ClientSession, player: str) -> str:
-        url = f"{self._settings['ISSUER_URL']}/token"
-        async with session.post(url, json={"subject": player, "roles": ["player"]}) as answer:
-            return str((await answer.json())["token"])
-
-    async def _read(self, player: str, socket: aiohttp.ClientWebSocketResponse) -> None:
-        frames = self.frames[player]
-        async for message in socket:
-            came = time.time()
-            if message.data.startswith('{"type":"position"'):
-                frames.append((json.loads(message.data)["sequence"], came))
-
-
-def latency(rate: int, seconds: int, connected: int) -> None:
-    say(what="latency", rate=rate, seconds=seconds, connected=connected, machine=machine())
-    with tempfile.TemporaryDirectory() as folder:
-        stack = StackCommand(Path(folder), ["stack", "--free-ports"])
-        stack.start()
-        try:
-            asyncio.run(_latency(stack.env(), rate, seconds, connected))
-        finally:
-            stack.stop()
-
-
-async def _latency(settings: dict[str, str], rate: int, seconds: int, connected: int) -> None:
-    chance = random.Random(1)
-    now = int(time.time() * 1000)
-    warm_up = 5
-    events = [schedule(now - 60_000, now + 3_600_000)]
-    numbers = list(zipf(chance, rate * (seconds + warm_up)))
-    stakes = [chance.randint(1, 1000) for _ in numbers]
-    players = [player_of(n) for n in sorted(set(numbers[: rate * 2]))]
-    watched = chance.sample(players, min(connected, len(players)))
-    _produce_all(settings, events)
-    query = settings["QUERY_URL"]
-    token = httpx.post(
-        f"{settings['ISSUER_URL']}/token", json={"subject": "b", "roles": ["operator"]}
-    ).json()["token"]
-    headers = {"Authorization": f"Bearer {token}"}
-    board = f"{query}/v1/tournaments/{T}"
-    wait_for(lambda: httpx.get(board, headers=headers).status_code == 200, 30)
-    # An open socket keeps its connection: without a limit, or the hundredth waits for ever.
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        watchers = Watchers(settings)
-        started = time.perf_counter()
-        await watchers.connect(session, watched)
-        say(connected=len(watched), connecting_seconds=round(time.perf_counter() - started, 2))
-        # A process of its own, so that reading frames does not delay the load.
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            __file__,
-            "load",
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        plan = {
-            "bootstrap": settings["KAFKA_BOOTSTRAP_SERVERS"],
-            "rate": rate,
-            "wagers": list(zip(numbers, stakes, strict=True)),
-        }
-        before = cpu_by_process(settings)
-        out, _ = await child.communicate(json.dumps(plan).encode())
-        load = json.loads(out)
-        await asyncio.sleep(3)
-        after = cpu_by_process(settings)
-        say(cpu_seconds={name: round(after[name] - used, 1) for name, used in before.items()})
-        _report(watchers, load, numbers, stakes, rate, warm_up)
-
-
-def cpu_by_process(settings: dict[str, str]) -> dict[str, float]:
-    """CPU seconds so far of each process of the stack, with its children; ours as `bench`."""
-    pids = {name[4:]: int(pid) for name, pid in settings.items() if name.startswith("PID_")}
-    pids["bench"] = os.getpid()
-    found = {}
-    for name, pid in pids.items():
-        family = {pid} if name == "bench" else {pid, *descendants(pid)}
-        found[name] = sum(cpu_seconds(one) for one in family)
-    return found
-
-
-def _produce_all(settings: dict[str, str], events: Sequence[ev.Event]) -> None:
-    producer = Producer(
-        {
-            "bootstrap.servers": settings["KAFKA_BOOTSTRAP_SERVERS"],
-            "partitioner": "murmur2_random",
-        }
-    )
-    for event in events:
-        record = encode_kafka(event, ev.WAGERS)
-        producer.produce(
-            ev.WAGERS, value=record.value, key=record.key, headers=list(record.headers)
-        )
-    assert producer.flush(30) == 0
-
-
-def load_in_child() -> None:
-    """Open loop: each wager at the time it is due, however the ones before fare."""
-    plan = json.load(sys.stdin)
-    producer = Producer(
-        {
-            "bootstrap.servers": plan["bootstrap"],
-            "partitioner": "murmur2_random",
-            "linger.ms": 5,
-            "acks": "all",
-        }
-    )
-    offsets: list[int] = [-1] * len(plan["wagers"])
-
-    def note(index: int) -> Any:
-        def delivered(error: Any, message: Any) -> None:
-            assert error is None, error
-            offsets[index] = message.offset()
-
-        return delivered
-
-    begun = time.time() + 0.5
-    time_ms = int(begun * 1000)
-    for index, (player, stake) in enumerate(plan["wagers"]):
-        due = begun + index / plan["rate"]
-        while (left := due - time.time()) > 0:
-            producer.poll(min(left, 0.001))
-        record = encode_kafka(wager(player, stake, index, time_ms), ev.WAGERS)
-        producer.produce(
-            ev.WAGERS,
-            value=record.value,
-            key=record.key,
-            headers=list(record.headers),
-            on_delivery=note(index),
-        )
-    ended = time.time()
-    producer.flush(30)
-    json.dump({"begun": begun, "ended": ended, "offsets": offsets}, sys.stdout)
-
-
-def _report(
-    watchers: Watchers,
-    load: dict[str, Any],
-    numbers: Sequence[int],
-    stakes: Sequence[int],
-    rate: int,
-    warm_up: int,
-) -> None:
-    now = int(time.time() * 1000)
-    entries = [LogEntry(Offset(0), now, schedule(now - 3_600_000, now + 3_600_000))]
-    due: dict[int, float] = {}
-    for index, (player, stake) in enumerate(zip(numbers, stakes, strict=True)):
-        offset = load["offsets"][index]
-        entries.append(LogEntry(Offset(offset), now, wager(player, stake, index, now)))
-        due[offset] = load["begun"] + index / rate
-    oracle = MemoryBoard(TOMBSTONE_KEY)
-    visible = oracle.apply(T, LOG, None, entries, None).unconfirmed
-    delays, missing = [], 0
-    for change in visible:
-        if change.player_id not in watchers.frames:
-            continue
-        if due[change.sequence] < load["begun"] + warm_up:
-            continue
-        came = [at for s, at in watchers.frames[change.player_id] if s >= change.sequence]
-        if came:
-            delays.append((min(came) - due[change.sequence]) * 1000)
-        else:
-            missing += 1
-    achieved = len(numbers) / (load["ended"] - load["begun"])
-    say(
-        offered_per_second=rate,
-        achieved_per_second=round(achieved),
-        visible_changes=len(visible),
-        measured=len(delays),
-        missing=missing,
-        frames=sum(map(len, watchers.frames.values())),
-        p50_ms=round(quantile(delays, 0.5), 1),
-        p99_ms=round(quantile(delays, 0.99), 1),
-        p999_ms=round(quantile(delays, 0.999), 1),
-        max_ms=round(max(delays), 1),
-    )
-
-
 def main() -> None:
     # Told to end, it ends what it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -478,18 +267,8 @@ def main() -> None:
     first = what.add_parser("throughput")
     first.add_argument("--runs", type=int, default=3)
     first.add_argument("--wagers", type=int, default=200_000)
-    second = what.add_parser("latency")
-    second.add_argument("--rate", type=int, default=2_000)
-    second.add_argument("--seconds", type=int, default=30)
-    second.add_argument("--connected", type=int, default=2_000)
-    what.add_parser("load")
     given = parser.parse_args()
-    if given.what == "throughput":
-        throughput(given.runs, given.wagers)
-    elif given.what == "latency":
-        latency(given.rate, given.seconds, given.connected)
-    else:
-        load_in_child()
+    throughput(given.runs, given.wagers)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ is owed for each that `on-rank-change` says it handed over, to everyone it was f
 
 from __future__ import annotations
 
-from bench.load import PLAYERS
 from bench.play import Wanted, play
 from bench.report import Bench, Figure, Measured, spread
 
@@ -26,7 +25,7 @@ def gateway(bench: Bench) -> None:
             seconds=bench.size(20, 4),
             warm_up=bench.size(5, 1),
             connected=bench.size(SOCKETS, 100),
-            players=bench.size(PLAYERS, 1_000),
+            players=bench.size(SOCKETS, 1_000),
         )
         played = play(run, wanted)
         told = played.connecting
