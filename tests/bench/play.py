@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import httpx
+from confluent_kafka import Consumer, TopicPartition
 
-from bench.load import T, assert_same, oracle_of, player_of, schedule, wager, zipf
+from bench.load import QUIET, T, assert_same, oracle_of, player_of, schedule, wager, zipf
 from bench.machine import Meter, Usage
 from bench.watch import POSITION
 from leaderboard import events as ev
@@ -32,6 +33,7 @@ from leaderboard.adapters.redis_client import connect
 from leaderboard.codec import encode_kafka
 from leaderboard.fold import LogEntry
 from leaderboard.model import Offset, PositionChange
+from leaderboard.partitioning import partition_of
 from leaderboard.settings import KafkaSettings, load
 from running import StackCommand, wait_for
 
@@ -39,6 +41,12 @@ TESTS: Final = Path(__file__).resolve().parents[1]
 LAST_SECONDS: Final = 6.0
 """After the load: who missed a frame is level again within five seconds."""
 HOUR_MS: Final = 3_600_000
+WAYS: Final = {
+    "on-wager": (ev.WAGERS,),
+    "on-rank-change": (ev.POSITION_CHANGES,),
+    "archive": (ev.WAGERS, ev.POSITION_CHANGES),
+}
+"""Who reads what, in the order in which it flows."""
 
 
 @dataclass
@@ -165,6 +173,7 @@ def play(seed: int, wanted: Wanted) -> Played:
         )
         pace.finish()
         produced = pace.answer()
+        _wait_for_frames(settings)
         time.sleep(LAST_SECONDS)
         played.usage = meter.read()
         after = _frames(settings, watch)
@@ -189,13 +198,7 @@ def _open(settings: Mapping[str, str], chance: random.Random, players: int) -> l
     feed = KafkaFeed(load(KafkaSettings, settings), timeout_seconds=60)
     feed.send(encode_kafka(event, ev.WAGERS) for event in opening)
     feed.close()
-    board = RedisBoard(connect(settings["REDIS_URL"]))
-
-    def is_there() -> bool:
-        view = board.top(T, 1)
-        return view is not None and view.sequence >= players
-
-    wait_for(is_there, 120)
+    _wait_for_frames(settings)
     return [LogEntry(Offset(n), now, event) for n, event in enumerate(opening)]
 
 
@@ -214,6 +217,35 @@ def _pids(settings: Mapping[str, str]) -> dict[str, int]:
         for name, pid in settings.items()
         if name.startswith("PID_") and name != "PID_STACK"
     }
+
+
+def _wait_for_frames(settings: Mapping[str, str]) -> None:
+    """Until the stack has worked off what was produced: to the archive as well, which shares the
+    machine, and to the gateway."""
+    readers = {
+        name: Consumer(
+            {
+                "bootstrap.servers": settings["KAFKA_BOOTSTRAP_SERVERS"],
+                "group.id": name,
+                "log_level": QUIET,
+            }
+        )
+        for name in WAYS
+    }
+    for name, topics in WAYS.items():
+        for topic in topics:
+            wait_for(lambda: _is_read(readers[name], topic), 300)  # noqa: B023 - done at once
+    for reader in readers.values():
+        reader.close()
+
+
+def _is_read(reader: Consumer, topic: str) -> bool:
+    """Whether the group has committed everything of the tournament's partition."""
+    count = len(reader.list_topics(topic, timeout=10).topics[topic].partitions)
+    place = TopicPartition(topic, partition_of(T.encode(), count))
+    end = reader.get_watermark_offsets(place, timeout=10)[1]
+    (committed,) = reader.committed([place], timeout=10)
+    return bool(committed.offset >= end)
 
 
 @dataclass(frozen=True)
