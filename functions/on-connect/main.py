@@ -168,6 +168,7 @@ def authorize(call: Call, ports: Ports) -> Answer:
         ports.connections.release(grant.tournament_id, grant.player_id)
         attempt.player_id = None
         return attempt.refuse(ports, "player_erased")
+    # The last one is this socket's own: two sockets with one and the same list end Nchan's worker.
     channels = ",".join([*_shown_channels(grant), f"conn.{grant.connection_id}"])
     return Answer(headers={"X-Accel-Redirect": "/subscribe", "X-Channels": channels})
 
