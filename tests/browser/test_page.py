@@ -13,6 +13,7 @@ from confluent_kafka import Producer
 from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 
 from browser.running_stack import Contest, RunningStack
+from sockets import eventually
 
 pytestmark = pytest.mark.timeout(180)
 DESKTOP: ViewportSize = {"width": 1280, "height": 860}
@@ -225,7 +226,8 @@ def test_page_finds_back_after_the_gateway_was_killed(
     )
     killed = stack.kill_gateway()
     contest.wager("p15", 350)
-    page.wait_for_function("window.seenStates.includes('reconnecting')")
+    # Not `wait_for_function`: it asks again by eval, which the page's own policy forbids.
+    eventually(lambda: "reconnecting" in page.evaluate("window.seenStates"), 30)
     expect_connection(page, "live")
     expect_rank(page, 12)
     expect(page.locator('#standings tr[data-player="p15"]')).to_have_attribute("data-rank", "12")
