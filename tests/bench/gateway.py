@@ -16,7 +16,8 @@ RATE = 200
 
 def gateway(bench: Bench) -> None:
     """Connects and frames, of the same runs."""
-    connects = Figure("connects", f"{SOCKETS:,} as fast as they can", "s", "lower")
+    sockets = bench.size(SOCKETS, 100)
+    connects = Figure("connects", f"{sockets:,} as fast as they can", "s", "lower")
     frames = Figure("gateway", "wager due to `top` on every socket", "ms p99", "lower")
     bench.figures += (connects, frames)
     for run in range(bench.runs):
@@ -24,7 +25,7 @@ def gateway(bench: Bench) -> None:
             rate=bench.size(RATE, 50),
             seconds=bench.size(20, 4),
             warm_up=bench.size(5, 1),
-            connected=bench.size(SOCKETS, 100),
+            connected=sockets,
             players=bench.size(SOCKETS, 1_000),
         )
         played = play(run, wanted)

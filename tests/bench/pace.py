@@ -1,8 +1,10 @@
-"""The load, as a process of its own: `python -m bench.pace`, its plan as JSON on stdin.
+"""The load, as a process of its own: `python -m bench.pace`, spoken to in lines.
+
+    > the plan, JSON    < {"encoded": n}
+    > go                < {"begun": s, "ended": s, "offsets": [...]}
 
 Open loop: each wager is produced at the time it is due, however the ones before it fare. Encoded
-before the clock runs, so that the load costs little of the machine that it shares. Answers when
-it began and ended, and each wager's offset.
+before the clock runs, so that the load costs little of the machine that it shares.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ BEFORE_SECONDS: Final = 0.2
 
 
 def main() -> None:
-    plan = json.load(sys.stdin)
+    plan = json.loads(sys.stdin.readline())
     rate, first = plan["rate"], plan["first_number"]
     producer = Producer(
         {
             "bootstrap.servers": plan["bootstrap_servers"],
             "partitioner": "murmur2_random",
             "enable.idempotence": True,  # also keeps the order, so offsets come in it
-            "linger.ms": 1,
+            "linger.ms": 5,
             "queue.buffering.max.messages": 1_000_000,
             "log_level": QUIET,
         }
@@ -46,6 +48,8 @@ def main() -> None:
         offsets.append(message.offset())
 
     producer.list_topics(timeout=10)
+    print(json.dumps({"encoded": len(records)}), flush=True)
+    sys.stdin.readline()
     begun = time.time() + BEFORE_SECONDS
     for index, (value, key, headers) in enumerate(records):
         due = begun + index / rate
@@ -55,7 +59,8 @@ def main() -> None:
         producer.produce(ev.WAGERS, value, key, headers=headers, on_delivery=delivered)
     ended = time.time()
     assert producer.flush(60) == 0
-    json.dump({"begun": begun, "ended": ended, "offsets": offsets}, sys.stdout)
+    print(json.dumps({"begun": begun, "ended": ended, "offsets": offsets}), flush=True)
+    sys.stdin.read()  # until what it used has been read
 
 
 if __name__ == "__main__":

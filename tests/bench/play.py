@@ -93,22 +93,12 @@ class Child:
         )
         self.pid = self._popen.pid
 
-    def say(self, line: str) -> None:
-        _of(self._popen.stdin).write(line + "\n")
-        _of(self._popen.stdin).flush()
-
     def ask(self, line: str) -> dict[str, Any]:
         """Its answer to this line."""
-        self.say(line)
-        return self.answer()
-
-    def answer(self) -> dict[str, Any]:
+        _of(self._popen.stdin).write(line + "\n")
+        _of(self._popen.stdin).flush()
         told: dict[str, Any] = json.loads(_of(self._popen.stdout).readline())
         return told
-
-    def finish(self) -> None:
-        """No more lines from us."""
-        _of(self._popen.stdin).close()
 
     def stop(self) -> None:
         if self._popen.poll() is None:
@@ -159,20 +149,16 @@ def play(seed: int, wanted: Wanted) -> Played:
         played.connecting = watch.ask("connect")
         played.connecting_usage = meter.read()
         stakes = [chance.randint(1, 1000) for _ in numbers]
+        load_plan = {
+            "bootstrap_servers": settings["KAFKA_BOOTSTRAP_SERVERS"],
+            "rate": wanted.rate,
+            "first_number": len(entries),
+            "wagers": list(zip(numbers, stakes, strict=True)),
+        }
+        assert pace.ask(json.dumps(load_plan))["encoded"] == len(numbers)
         before = _frames(settings, watch)
         meter = Meter(pids | {"load": pace.pid})
-        pace.say(
-            json.dumps(
-                {
-                    "bootstrap_servers": settings["KAFKA_BOOTSTRAP_SERVERS"],
-                    "rate": wanted.rate,
-                    "first_number": len(entries),
-                    "wagers": list(zip(numbers, stakes, strict=True)),
-                }
-            )
-        )
-        pace.finish()
-        produced = pace.answer()
+        produced = pace.ask("go")
         _wait_for_frames(settings)
         time.sleep(LAST_SECONDS)
         played.usage = meter.read()
