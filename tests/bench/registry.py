@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from bench import gateway, growth, on_wager, record, screen
+from bench import gateway, growth, on_wager, record, screen, starts
 from bench.report import Bench
 
 BENCHES: Final[dict[str, Callable[[Bench], None]]] = {
@@ -13,8 +13,9 @@ BENCHES: Final[dict[str, Callable[[Bench], None]]] = {
     "tournaments": on_wager.many_tournaments,
     "screen": screen.screen,
     "gateway": gateway.gateway,
-    "growth": growth.growth,
-    "archive": record.archive,
     "rebuild": record.rebuild,
+    "archive": record.archive,
     "record-reads": record.reads,
+    "start": starts.start,
+    "growth": growth.growth,
 }
