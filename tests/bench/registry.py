@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from bench import gateway, growth, on_wager, record, screen, starts
+from bench import gateway, growth, memory, on_wager, reads, record, screen, starts
 from bench.report import Bench
 
 BENCHES: Final[dict[str, Callable[[Bench], None]]] = {
     "on-wager": on_wager.one_tournament,
     "tournaments": on_wager.many_tournaments,
     "screen": screen.screen,
+    "reads": reads.reads,
     "gateway": gateway.gateway,
     "rebuild": record.rebuild,
     "archive": record.archive,
     "record-reads": record.reads,
     "start": starts.start,
+    "memory": memory.memory,
     "growth": growth.growth,
 }

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
@@ -44,8 +45,8 @@ def start(bench: Bench) -> None:
                 f"start: {name}",
                 "ms",
                 {
-                    "warm": lambda run, f=function: _warm(given.folder, f, settings),
-                    "cold cache": lambda run, f=function: _cold(given.folder, f, settings),
+                    "warm": partial(_warm, given.folder, function, settings),
+                    "cold cache": partial(_cold, given.folder, function, settings),
                 },
                 better="lower",
             )
@@ -73,11 +74,11 @@ def settings_of(given: Servers) -> Iterator[dict[str, str]]:
         }
 
 
-def _warm(folder: Path, function: Function, settings: Mapping[str, str]) -> Measured:
+def _warm(folder: Path, function: Function, settings: Mapping[str, str], _run: int) -> Measured:
     return _ready_ms(folder, function, settings)
 
 
-def _cold(folder: Path, function: Function, settings: Mapping[str, str]) -> Measured:
+def _cold(folder: Path, function: Function, settings: Mapping[str, str], _run: int) -> Measured:
     with tempfile.TemporaryDirectory() as empty:
         _forget_files()
         bytecode = {"PYTHONPYCACHEPREFIX": empty, "PYTHONDONTWRITEBYTECODE": "1"}
