@@ -16,6 +16,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey, RSAKey
 
+from leaderboard.adapters import jwks_tokens
 from leaderboard.adapters.jwks_tokens import LEEWAY_SECONDS, JwksTokens
 from leaderboard.errors import TransientError, UnauthenticatedError
 from leaderboard.settings import TokenSettings, load
@@ -303,6 +304,41 @@ def test_no_key_at_all_is_told_as_transient_and_heals(
     server.status = 200
     clock.now += 1
     assert tokens.verify(signed()).subject == "alice"
+
+
+def test_token_that_was_sound_is_refused_when_its_time_is_over(
+    tokens: JwksTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expires = int(time.time()) + 60
+    token = signed(exp=expires)
+    assert tokens.verify(token) == tokens.verify(token)
+    monkeypatch.setattr(time, "time", lambda: expires + LEEWAY_SECONDS - 1.0)
+    assert tokens.verify(token).subject == "alice"
+    monkeypatch.setattr(time, "time", lambda: expires + LEEWAY_SECONDS + 0.0)
+    for _ in range(2):
+        with pytest.raises(UnauthenticatedError):
+            tokens.verify(token)
+
+
+def test_token_that_was_sound_is_refused_when_another_key_has_its_name(
+    tokens: JwksTokens, server: KeyServer, clock: Clock
+) -> None:
+    token = signed()
+    assert tokens.verify(token).subject == "alice"
+    server.keys = [published(NEXT_KEY, "k1")]
+    clock.now += 301
+    for _ in range(2):
+        with pytest.raises(UnauthenticatedError):
+            tokens.verify(token)
+
+
+def test_no_more_tokens_are_remembered_than_a_bound(
+    tokens: JwksTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks_tokens, "PROVEN_TOKENS", 2)
+    made = [signed(sub=f"p{number}") for number in range(4)]
+    assert [tokens.verify(one).subject for one in made * 2] == ["p0", "p1", "p2", "p3"] * 2
+    assert len(tokens._proven) == 2
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import httpx
 from joserfc import jwt
@@ -31,8 +32,20 @@ MAX_TOKEN_LENGTH: Final = 8 * 1024
 MAX_JWKS_BYTES: Final = 256 * 1024
 MAX_KEYS: Final = 64
 LEEWAY_SECONDS: Final = 30
+PROVEN_TOKENS: Final = 10_000
+"""Of so many callers each process remembers that their signature is right (some 5 MB)."""
 FETCH_SECONDS: Final = 2.0
 _TYPES: Final = frozenset({"jwt", "at+jwt", "application/at+jwt"})
+
+
+class _Proven(NamedTuple):
+    """A token that was checked. It holds as long as the issuer's key is the one that it was
+    checked with (a fetch makes others), and until its time is over."""
+
+    kid: str
+    key: RSAKey
+    expires_s: float
+    caller: Caller
 
 
 class JwksTokens:
@@ -40,7 +53,10 @@ class JwksTokens:
 
     Keys are fetched again when they are older than `max_age_seconds`, or when a token names one
     that we do not know, but never more often than every `interval_seconds`. An issuer that is
-    away locks nobody out whose key we know."""
+    away locks nobody out whose key we know.
+
+    A token that comes again is known by its SHA-256: to check a signature costs more than the
+    rest of many a request."""
 
     def __init__(
         self,
@@ -66,17 +82,34 @@ class JwksTokens:
         self._keys: Mapping[str, RSAKey] = {}
         self._fetched_at: float | None = None
         self._tried_at: float | None = None
+        self._proven: dict[bytes, _Proven] = {}
+        self._proving = threading.Lock()
 
     def verify(self, token: str) -> Caller:
         """Who holds the token. Raises UnauthenticatedError, without saying to a stranger what
         exactly was wrong; TransientError when no key could be fetched yet."""
-        key = self._key(_kid_of(token))
+        mark = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        proven = self._proven.get(mark)
+        if proven is not None and self._still_holds(proven):
+            return proven.caller
+        kid = _kid_of(token)
+        key = self._key(kid)
         try:
             decoded = jwt.decode(token, key, algorithms=[ALGORITHM], registry=self._jws)
             self._claims.validate(decoded.claims)
         except (JoseError, ValueError, UnicodeError):
             raise UnauthenticatedError("the token proves nothing, or its time is over") from None
-        return _caller(decoded.claims)
+        caller = _caller(decoded.claims)
+        with self._proving:
+            while len(self._proven) >= PROVEN_TOKENS:
+                del self._proven[next(iter(self._proven))]
+            self._proven[mark] = _Proven(kid, key, decoded.claims["exp"], caller)
+        return caller
+
+    def _still_holds(self, proven: _Proven) -> bool:
+        """The same comparisons as when it was checked. (What it may not be used before is past.)"""
+        is_over = proven.expires_s <= int(time.time()) - LEEWAY_SECONDS
+        return not is_over and self._key(proven.kid) is proven.key
 
     def _key(self, kid: str) -> RSAKey:
         key = self._keys.get(kid)
