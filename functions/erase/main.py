@@ -20,14 +20,13 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from flask import Request, Response
 from pydantic import BaseModel, ConfigDict
 
+import leaderboard.hosts.starting  # noqa: F401 - before the rest, see there
 from leaderboard import telemetry
-from leaderboard.adapters import sql_engine, sql_reading
-from leaderboard.adapters.jwks_tokens import JwksTokens
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.nchan_gateway import NchanGateway
 from leaderboard.adapters.redis_board import RedisBoard
@@ -35,7 +34,6 @@ from leaderboard.adapters.redis_client import RedisClient, check, connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
-from leaderboard.adapters.sql_snapshot import SqlSnapshots
 from leaderboard.errors import NotFoundError, TransientError
 from leaderboard.events import GDPR_EVENTS, WAGERS, Event, Id, PlayerErased, format_time_ms
 from leaderboard.frames import top_frame
@@ -67,6 +65,9 @@ from leaderboard.settings import (
     TombstoneSettings,
     load_or_exit,
 )
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 SOURCE: Final = "/erase"
 PENDING: Final = "pending"
@@ -400,9 +401,37 @@ _kafka_settings = load_or_exit(KafkaSettings, os.environ)
 _token_settings = load_or_exit(TokenSettings, os.environ)
 _gateway_settings = load_or_exit(GatewaySettings, os.environ)
 _tombstone_settings = load_or_exit(TombstoneSettings, os.environ)
+
+# Drivers that a start needs not yet are imported when they are: they would be a third of it.
+
+
+def _database() -> Engine:
+    from leaderboard.adapters import sql_engine  # noqa: PLC0415 - see above
+
+    return sql_engine.connect(_database_settings.url)
+
+
+def _opened_record() -> Record:
+    from leaderboard.adapters import sql_reading  # noqa: PLC0415 - see above
+
+    return sql_reading.opened(_engine())
+
+
+def _snapshots() -> Snapshots:
+    from leaderboard.adapters.sql_snapshot import SqlSnapshots  # noqa: PLC0415 - see above
+
+    return SqlSnapshots(_engine())
+
+
+def _tokens() -> Tokens:
+    from leaderboard.adapters.jwks_tokens import JwksTokens  # noqa: PLC0415 - see above
+
+    return JwksTokens(_token_settings)
+
+
 _client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url))
-_engine = FirstUse(lambda: sql_engine.connect(_database_settings.url))
-_record = FirstUse(lambda: sql_reading.opened(_engine()))
+_engine = FirstUse(_database)
+_record = FirstUse(_opened_record)
 _feed: FirstUse[KafkaFeed] = FirstUse(
     lambda: KafkaFeed(_kafka_settings, timeout_seconds=ACKNOWLEDGED_WITHIN_SECONDS)
 )
@@ -414,7 +443,7 @@ def _connected() -> Ports:
         board=RedisBoard(client, key),
         directory=RedisDirectory(client),
         record=_record,
-        snapshots=lambda: SqlSnapshots(_engine()),
+        snapshots=_snapshots,
         erasures=RedisErasures(client, key),
         feed=_feed(),
         connections=RedisConnections(client),
@@ -423,7 +452,7 @@ def _connected() -> Ports:
 
 
 ports = FirstUse(_connected)
-tokens: FirstUse[Tokens] = FirstUse(lambda: JwksTokens(_token_settings))
+tokens = FirstUse(_tokens)
 app = HttpApp(
     "erase",
     routes(ports),

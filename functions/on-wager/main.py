@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from losses import Losses, Owned, Ports
 from pydantic import BaseModel
 
+import leaderboard.hosts.starting  # noqa: F401 - before the rest, see there
 from leaderboard import telemetry
-from leaderboard.adapters import sql_engine, sql_migrations, sql_reading
-from leaderboard.adapters.jwks_tokens import JwksTokens
+from leaderboard.adapters import sql_engine, sql_migrations
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import BRIEF, check, connect
@@ -48,7 +48,6 @@ from leaderboard.errors import (
 from leaderboard.events import WAGERS, PlayerErased, TournamentScheduled
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.first_use import FirstUse
-from leaderboard.hosts.http import Answer, Call, HttpApp, Route
 from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused, ReplayError
 from leaderboard.model import Disposition, Offset, Place, PositionChange, TournamentId
 from leaderboard.ports import (
@@ -72,6 +71,8 @@ from leaderboard.settings import (
 
 if TYPE_CHECKING:
     from flask import Request, Response
+
+    from leaderboard.hosts.http import Answer, Call, HttpApp
 
 NAME = "on-wager"
 KNOWN_SECONDS = 4.0
@@ -351,6 +352,8 @@ class WagerIntake:
 
     def accept(self, call: Call) -> Answer:
         """202 with the event's place, once every replica in sync has it."""
+        from leaderboard.hosts.http import Answer  # noqa: PLC0415 - see `intake`
+
         event = decode_http(call.headers, call.raw_body, WAGERS)
         tournament_id = event.tournament_id
         if tournament_id is None:
@@ -410,7 +413,13 @@ def consume() -> None:
 
 
 def intake() -> HttpApp:
-    """The app of the way in over HTTP. Checks settings; connects with the first request."""
+    """The app of the way in over HTTP. Checks settings; connects with the first request.
+
+    What only this way in needs is imported here: it would be a fifth of the other one's start."""
+    from leaderboard.adapters import sql_reading  # noqa: PLC0415
+    from leaderboard.adapters.jwks_tokens import JwksTokens  # noqa: PLC0415
+    from leaderboard.hosts.http import HttpApp, Route  # noqa: PLC0415
+
     kafka, redis = load(KafkaSettings, os.environ), load(RedisSettings, os.environ)
     tokens, database = load(TokenSettings, os.environ), load(DatabaseSettings, os.environ)
     client = FirstUse(lambda: connect(redis.url, BRIEF))

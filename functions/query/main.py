@@ -12,15 +12,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from flask import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+import leaderboard.hosts.starting  # noqa: F401 - before the rest, see there
 from leaderboard import telemetry
-from leaderboard.adapters import sql_engine, sql_reading
-from leaderboard.adapters.jwks_tokens import JwksTokens
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import BRIEF, RedisClient, check, connect
 from leaderboard.adapters.redis_directory import RedisDirectory
@@ -32,6 +31,7 @@ from leaderboard.hosts.http import ANY_ROLE, STAFF, Answer, Call, HttpApp, Route
 from leaderboard.model import PlayerId, Standing, State, TournamentId, masked, percentile
 from leaderboard.ports import BoardView, Tokens
 from leaderboard.reads import Reads, Seen
+from leaderboard.record_ports import Record
 from leaderboard.settings import (
     DatabaseSettings,
     HttpUrl,
@@ -41,6 +41,9 @@ from leaderboard.settings import (
     TokenSettings,
     load_or_exit,
 )
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 MAX_RADIUS = 50
 
@@ -321,14 +324,36 @@ telemetry.log_json()
 _redis_settings = load_or_exit(RedisSettings, os.environ)
 _database_settings = load_or_exit(DatabaseSettings, os.environ)
 _token_settings = load_or_exit(TokenSettings, os.environ)
+
+# Drivers that a start needs not yet are imported when they are: they would be a third of it.
+
+
+def _database() -> Engine:
+    from leaderboard.adapters import sql_engine  # noqa: PLC0415 - see above
+
+    return sql_engine.connect(_database_settings.url)
+
+
+def _opened_record() -> Record:
+    from leaderboard.adapters import sql_reading  # noqa: PLC0415 - see above
+
+    return sql_reading.opened(_engine())
+
+
+def _tokens() -> Tokens:
+    from leaderboard.adapters.jwks_tokens import JwksTokens  # noqa: PLC0415 - see above
+
+    return JwksTokens(_token_settings)
+
+
 _client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url, BRIEF))
-_engine = FirstUse(lambda: sql_engine.connect(_database_settings.url))
 # Each on its own: either of them may be away when this process starts.
 # Reading needs no tombstones, so this function does not get the key to them.
 _board = FirstUse(lambda: RedisBoard(_client(), b""))
-_record = FirstUse(lambda: sql_reading.opened(_engine()))
+_engine = FirstUse(_database)
+_record = FirstUse(_opened_record)
 reads = FirstUse(lambda: Reads(_board, lambda: RedisDirectory(_client()), _record))
-tokens: FirstUse[Tokens] = FirstUse(lambda: JwksTokens(_token_settings))
+tokens = FirstUse(_tokens)
 
 
 app = HttpApp(

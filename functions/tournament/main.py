@@ -18,15 +18,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from flask import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+import leaderboard.hosts.starting  # noqa: F401 - before the rest, see there
 from leaderboard import events as ev
 from leaderboard import telemetry
-from leaderboard.adapters import sql_engine, sql_reading
-from leaderboard.adapters.jwks_tokens import JwksTokens
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import BRIEF, RedisClient, check, connect
@@ -39,6 +38,7 @@ from leaderboard.hosts.http import Answer, Call, HttpApp, ProblemError, Route
 from leaderboard.model import Disposition, Offset, State, TournamentId
 from leaderboard.ports import Feed, Outgoing, Summary, Tokens
 from leaderboard.reads import Reads
+from leaderboard.record_ports import Record
 from leaderboard.settings import (
     DatabaseSettings,
     KafkaSettings,
@@ -47,6 +47,9 @@ from leaderboard.settings import (
     TokenSettings,
     load_or_exit,
 )
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 SOURCE: Final = "/tournament"
 TIMER_TYPES: Final = ("io.leaderboard.timer.ticked.v1", "dev.knative.sources.ping")
@@ -336,18 +339,40 @@ _redis_settings = load_or_exit(RedisSettings, os.environ)
 _database_settings = load_or_exit(DatabaseSettings, os.environ)
 _token_settings = load_or_exit(TokenSettings, os.environ)
 _kafka_settings = load_or_exit(KafkaSettings, os.environ)
+
+# Drivers that a start needs not yet are imported when they are: they would be a third of it.
+
+
+def _database() -> Engine:
+    from leaderboard.adapters import sql_engine  # noqa: PLC0415 - see above
+
+    return sql_engine.connect(_database_settings.url)
+
+
+def _opened_record() -> Record:
+    from leaderboard.adapters import sql_reading  # noqa: PLC0415 - see above
+
+    return sql_reading.opened(_engine())
+
+
+def _tokens() -> Tokens:
+    from leaderboard.adapters.jwks_tokens import JwksTokens  # noqa: PLC0415 - see above
+
+    return JwksTokens(_token_settings)
+
+
 _client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url, BRIEF))
-_engine = FirstUse(lambda: sql_engine.connect(_database_settings.url))
 _feed: FirstUse[KafkaFeed] = FirstUse(
     lambda: KafkaFeed(_kafka_settings, timeout_seconds=ACKNOWLEDGED_WITHIN_SECONDS)
 )
 # Each on its own: either of them may be away when this process starts.
 # Reading needs no tombstones, so this function does not get the key to them.
 _board = FirstUse(lambda: RedisBoard(_client(), b""))
-_record = FirstUse(lambda: sql_reading.opened(_engine()))
+_engine = FirstUse(_database)
+_record = FirstUse(_opened_record)
 _reads = FirstUse(lambda: Reads(_board, lambda: RedisDirectory(_client()), _record))
 ports = FirstUse(lambda: Ports(_reads(), _feed()))
-tokens: FirstUse[Tokens] = FirstUse(lambda: JwksTokens(_token_settings))
+tokens = FirstUse(_tokens)
 
 
 app = HttpApp(

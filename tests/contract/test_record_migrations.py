@@ -35,6 +35,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield made
 
 
+def test_files_are_in_the_order_of_the_revisions() -> None:
+    """Who only compares revisions takes their order from the files' names."""
+    walked = [one.revision for one in sql_migrations._scripts().walk_revisions()]
+    assert sql_migrations._places() == [sql_migrations.BASE, *reversed(walked)]
+
+
 def fill(engine: sa.Engine) -> None:
     """A log with nearly everything in it: an erasure reaches beyond the first revision."""
     log = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -391,6 +392,30 @@ def test_not_ready_names_the_dependency_and_not_where_it_is() -> None:
         "ready": False,
         "dependencies": {"redis": "TransientError", "keys": "ready"},
     }
+
+
+def test_who_is_ready_prepares_for_callers_with_tokens_once() -> None:
+    made: list[int] = []
+    away = [True]
+    asked = threading.Event()
+
+    def check() -> None:
+        if away[0]:
+            raise TransientError("away")
+
+    def tokens() -> KnownTokens:
+        made.append(1)
+        asked.set()
+        return KnownTokens()
+
+    client = _client(HttpApp("host", ROUTES, tokens=tokens, ready={"redis": check}))
+    assert client.get("/readyz").status_code == 503
+    assert not made
+    away[0] = False
+    assert client.get("/readyz").status_code == 200
+    assert asked.wait(5)
+    assert client.get("/readyz").status_code == 200
+    assert made == [1]
 
 
 def test_metrics_name_routes_and_never_ids(client: Client) -> None:

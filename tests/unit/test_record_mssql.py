@@ -200,7 +200,7 @@ def test_migrations_are_written_for_it_as_well() -> None:
     dialect.default_schema_name, dialect.deprecate_large_types = "dbo", True
     scripts = sql_migrations._scripts()
     with Operations.context(context):
-        for revision in sql_migrations._places(scripts)[1:]:
+        for revision in sql_migrations._places()[1:]:
             scripts.get_revision(revision).module.upgrade()
     text = script.getvalue()
     columns = [column for table in tables.metadata.sorted_tables for column in table.columns]

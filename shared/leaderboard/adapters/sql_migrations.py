@@ -13,16 +13,17 @@ from contextlib import contextmanager
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 
 from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.sql_engine import connect, reading, writing
 from leaderboard.errors import SettingsError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
 
 BASE: Final = "base"
 HEAD: Final = "head"
@@ -73,7 +74,7 @@ def downgrade(url: str, revision: str) -> str:
 def status(engine: sa.Engine) -> Schema:
     """What the database holds. Raises TransientError."""
     with reading(engine) as connection:
-        return _found(connection, _scripts())
+        return _found(connection)
 
 
 def check(engine: sa.Engine) -> None:
@@ -88,9 +89,9 @@ def lost(url: str, revision: str) -> dict[str, int]:
     """The tables that `downgrade` would drop, with their numbers of rows. Raises as `upgrade`."""
     with _engine(url) as engine, reading(engine) as connection:
         scripts = _scripts()
-        found = _ours(connection, scripts)
-        places = _places(scripts)
-        target = _target(revision, scripts)
+        found = _ours(connection)
+        places = _places()
+        target = _target(revision)
         going: list[str] = []
         for name in places[places.index(target) + 1 : places.index(found.revision or BASE) + 1]:
             going += scripts.get_revision(name).module.TABLES
@@ -103,15 +104,19 @@ def lost(url: str, revision: str) -> dict[str, int]:
         }
 
 
-_Step = Callable[[Config, str, str, Sequence[str]], None]
+_Step = Callable[["Config", str, str, Sequence[str]], None]
 
 
 def _forward(config: Config, now: str, target: str, places: Sequence[str]) -> None:
+    from alembic import command  # noqa: PLC0415 - only who changes the schema pays
+
     if places.index(now) < places.index(target):
         command.upgrade(config, target)
 
 
 def _backward(config: Config, now: str, target: str, places: Sequence[str]) -> None:
+    from alembic import command  # noqa: PLC0415 - only who changes the schema pays
+
     if places.index(now) < places.index(target):
         raise SettingsError(f"the schema is at {now}, before {target}: that would be an upgrade")
     if now != target:
@@ -119,15 +124,14 @@ def _backward(config: Config, now: str, target: str, places: Sequence[str]) -> N
 
 
 def _move(url: str, revision: str, step: _Step) -> str:
-    scripts = _scripts()
-    target = _target(revision, scripts)
+    target = _target(revision)
     with _engine(url) as engine, writing(engine) as connection:
         _alone(connection)
-        found = _ours(connection, scripts)
+        found = _ours(connection)
         config = _config()
         config.attributes["connection"] = connection
-        step(config, found.revision or BASE, target, _places(scripts))
-        return _found(connection, scripts).revision or BASE
+        step(config, found.revision or BASE, target, _places())
+        return _found(connection).revision or BASE
 
 
 @contextmanager
@@ -155,14 +159,14 @@ def _alone(connection: sa.Connection) -> None:
 # --- what is there -------------------------------------------------------------------------------
 
 
-def _ours(connection: sa.Connection, scripts: ScriptDirectory) -> Schema:
-    found = _found(connection, scripts)
+def _ours(connection: sa.Connection) -> Schema:
+    found = _found(connection)
     if found.fit in (Fit.NEWER, Fit.FOREIGN):
         raise SettingsError(f"DATABASE_URL: {found.detail}; nothing was changed")
     return found
 
 
-def _found(connection: sa.Connection, scripts: ScriptDirectory) -> Schema:
+def _found(connection: sa.Connection) -> Schema:
     names = set(sa.inspect(connection).get_table_names())
     versions: list[str] = []
     if _VERSIONS.name in names:
@@ -179,11 +183,11 @@ def _found(connection: sa.Connection, scripts: ScriptDirectory) -> Schema:
             f"holds tables with names of the record's ({', '.join(taken[:3])} …) that no migration "
             "made; give the record a database of its own",
         )
-    return _judged(versions, scripts)
+    return _judged(versions)
 
 
-def _judged(versions: Sequence[str], scripts: ScriptDirectory) -> Schema:
-    revision, places = versions[0], _places(scripts)
+def _judged(versions: Sequence[str]) -> Schema:
+    revision, places = versions[0], _places()
     if len(versions) > 1 or not revision.startswith(_PREFIX):
         told = ", ".join(repr(one) for one in sorted(versions)[:3])
         return Schema(
@@ -212,25 +216,35 @@ def _judged(versions: Sequence[str], scripts: ScriptDirectory) -> Schema:
 # --- alembic -------------------------------------------------------------------------------------
 
 
+def _folder() -> Path:
+    return Path(str(files("leaderboard") / "migrations"))
+
+
 def _config() -> Config:
-    folder = Path(str(files("leaderboard") / "migrations"))
+    from alembic.config import Config  # noqa: PLC0415 - only who changes the schema pays
+
     config = Config()
     # Alembic's settings are a format of their own, where % begins a reference.
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("script_location", str(_folder()).replace("%", "%%"))
     return config
 
 
 def _scripts() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - only who changes the schema pays
+
     return ScriptDirectory.from_config(_config())
 
 
-def _places(scripts: ScriptDirectory) -> list[str]:
-    """All revisions from the oldest on, after `base`."""
-    return [BASE, *(one.revision for one in reversed(list(scripts.walk_revisions())))]
+def _places() -> list[str]:
+    """All revisions from the oldest on, after `base`: each is a file of that name, numbered.
+
+    Read from the folder, as every start of a function compares them, and to import Alembic for
+    that would be a sixth of it."""
+    return [BASE, *sorted(path.stem for path in (_folder() / "versions").glob(f"{_PREFIX}*.py"))]
 
 
-def _target(revision: str, scripts: ScriptDirectory) -> str:
-    places = _places(scripts)
+def _target(revision: str) -> str:
+    places = _places()
     if revision == HEAD:
         return places[-1]
     for name in (revision, f"{_PREFIX}{revision}"):

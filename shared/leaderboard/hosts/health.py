@@ -16,6 +16,8 @@ from leaderboard import telemetry
 logger = logging.getLogger(__name__)
 
 FRESH_SECONDS: Final = 0.5
+NOT_READY_SECONDS: Final = 0.05
+"""That something is not there yet is looked at again soon: a start waits for it."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -46,7 +48,7 @@ class HealthServer:
         self._ready = ready
         self._checking = threading.Lock()
         self._checked = _json(503, {"ready": False, "dependencies": {}})
-        self._checked_at = -FRESH_SECONDS
+        self._fresh_until = -1.0
         server = self
 
         class _Handler(BaseHTTPRequestHandler):
@@ -90,7 +92,7 @@ class HealthServer:
         state = {}
         with self._checking:
             # Probes that waited here for a slow check take its answer instead of piling up.
-            if time.monotonic() < self._checked_at + FRESH_SECONDS:
+            if time.monotonic() < self._fresh_until:
                 return self._checked
             for name, check in self._ready.items():
                 try:
@@ -102,7 +104,8 @@ class HealthServer:
             telemetry.READY.labels(self._name).set(int(ready))
             body = {"ready": ready, "dependencies": state}
             self._checked = _json(200 if ready else 503, body)
-            self._checked_at = time.monotonic()
+            fresh = FRESH_SECONDS if ready else NOT_READY_SECONDS
+            self._fresh_until = time.monotonic() + fresh
             return self._checked
 
 

@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ from leaderboard.errors import (
     TransientError,
     UnauthenticatedError,
 )
-from leaderboard.hosts.collector import settle
+from leaderboard.hosts.collector import settle, started
 from leaderboard.ports import Caller, Tokens
 
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -161,6 +162,8 @@ class HttpApp:
             strict_slashes=True,
             merge_slashes=False,
         )
+        self._is_prepared = False
+        started()
 
     def __call__(self, request: Request) -> Response:
         started = time.perf_counter()
@@ -267,8 +270,19 @@ class HttpApp:
             except Exception as error:  # noqa: BLE001 - whatever it is, it is not ready
                 away[name] = type(error).__name__
         telemetry.READY.labels(self.name).set(0 if away else 1)
+        if not away and not self._is_prepared:
+            self._is_prepared = True
+            threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
         state = {name: away.get(name, "ready") for name in self._ready}
         return Answer({"ready": not away, "dependencies": state}, status=503 if away else 200)
+
+    def _prepare(self) -> None:
+        """What the first caller with a token would wait for, and readiness does not need."""
+        try:
+            if self._tokens is not None:
+                self._tokens()
+        except Exception:
+            logger.exception("bug while preparing for callers with tokens")
 
     def _openapi(self, call: Call) -> Answer:
         return Answer(self.openapi())
