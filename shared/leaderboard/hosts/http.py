@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from flask import Request, Response
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed
 from werkzeug.routing import BaseConverter, Map, Rule
@@ -413,7 +414,7 @@ def _respond(answer: Answer) -> Response:
     elif isinstance(body, bytes):
         payload = body
     else:
-        payload = b"" if body is None else json.dumps(body).encode()
+        payload = b"" if body is None else to_json(body)
     response = Response(payload, status=answer.status, content_type="application/json")
     if body is None:
         del response.headers["Content-Type"]
