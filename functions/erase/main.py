@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from flask import Request, Response
 from pydantic import BaseModel, ConfigDict
@@ -52,7 +52,6 @@ from leaderboard.ports import (
     Feed,
     Gateway,
     Outgoing,
-    Tokens,
 )
 from leaderboard.record_ports import Record, Snapshots
 from leaderboard.settings import (
@@ -65,9 +64,7 @@ from leaderboard.settings import (
     TombstoneSettings,
     load_or_exit,
 )
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
+from leaderboard.wiring import engine_of, record_of, tokens_of
 
 SOURCE: Final = "/erase"
 PENDING: Final = "pending"
@@ -402,36 +399,16 @@ _token_settings = load_or_exit(TokenSettings, os.environ)
 _gateway_settings = load_or_exit(GatewaySettings, os.environ)
 _tombstone_settings = load_or_exit(TombstoneSettings, os.environ)
 
-# Drivers that a start needs not yet are imported when they are: they would be a third of it.
-
-
-def _database() -> Engine:
-    from leaderboard.adapters import sql_engine  # noqa: PLC0415 - see above
-
-    return sql_engine.connect(_database_settings.url)
-
-
-def _opened_record() -> Record:
-    from leaderboard.adapters import sql_reading  # noqa: PLC0415 - see above
-
-    return sql_reading.opened(_engine())
-
 
 def _snapshots() -> Snapshots:
-    from leaderboard.adapters.sql_snapshot import SqlSnapshots  # noqa: PLC0415 - see above
+    from leaderboard.adapters.sql_snapshot import SqlSnapshots  # noqa: PLC0415 - as in wiring
 
     return SqlSnapshots(_engine())
 
 
-def _tokens() -> Tokens:
-    from leaderboard.adapters.jwks_tokens import JwksTokens  # noqa: PLC0415 - see above
-
-    return JwksTokens(_token_settings)
-
-
 _client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url))
-_engine = FirstUse(_database)
-_record = FirstUse(_opened_record)
+_engine = engine_of(_database_settings)
+_record = record_of(_engine)
 _feed: FirstUse[KafkaFeed] = FirstUse(
     lambda: KafkaFeed(_kafka_settings, timeout_seconds=ACKNOWLEDGED_WITHIN_SECONDS)
 )
@@ -452,7 +429,7 @@ def _connected() -> Ports:
 
 
 ports = FirstUse(_connected)
-tokens = FirstUse(_tokens)
+tokens = tokens_of(_token_settings)
 app = HttpApp(
     "erase",
     routes(ports),

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from flask import Request, Response
 from pydantic import BaseModel
@@ -53,10 +53,8 @@ from leaderboard.ports import (
     Gateway,
     Grant,
     Outgoing,
-    Tokens,
 )
 from leaderboard.reads import Tournaments
-from leaderboard.record_ports import Record
 from leaderboard.settings import (
     ClientGatewaySettings,
     DatabaseSettings,
@@ -68,9 +66,7 @@ from leaderboard.settings import (
     TombstoneSettings,
     load_or_exit,
 )
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
+from leaderboard.wiring import engine_of, record_of, tokens_of
 
 SOURCE: Final = "/on-connect"
 TICKET_SECONDS: Final = 30
@@ -343,34 +339,12 @@ _token_settings = load_or_exit(TokenSettings, os.environ)
 _tombstone_settings = load_or_exit(TombstoneSettings, os.environ)
 _gateway_settings = load_or_exit(GatewaySettings, os.environ)
 _client_settings = load_or_exit(ClientGatewaySettings, os.environ)
-
-# Drivers that a start needs not yet are imported when they are: they would be a third of it.
-
-
-def _database() -> Engine:
-    from leaderboard.adapters import sql_engine  # noqa: PLC0415 - see above
-
-    return sql_engine.connect(_database_settings.url)
-
-
-def _opened_record() -> Record:
-    from leaderboard.adapters import sql_reading  # noqa: PLC0415 - see above
-
-    return sql_reading.opened(_engine())
-
-
-def _tokens() -> Tokens:
-    from leaderboard.adapters.jwks_tokens import JwksTokens  # noqa: PLC0415 - see above
-
-    return JwksTokens(_token_settings)
-
-
 _client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url))
-_engine = FirstUse(_database)
-_record = FirstUse(_opened_record)
+_engine = engine_of(_database_settings)
+_record = record_of(_engine)
 _feed = FirstUse(lambda: KafkaFeed(_kafka_settings, timeout_seconds=RECORD_SECONDS))
 _gateway = FirstUse(lambda: NchanGateway(_gateway_settings.publish_url))
-tokens = FirstUse(_tokens)
+tokens = tokens_of(_token_settings)
 
 
 def _make_ports() -> Ports:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from flask import Request, Response
@@ -29,9 +29,8 @@ from leaderboard.hosts.files import StaticFiles, matches
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import ANY_ROLE, STAFF, Answer, Call, HttpApp, Route
 from leaderboard.model import PlayerId, Standing, State, TournamentId, masked, percentile
-from leaderboard.ports import BoardView, Tokens
+from leaderboard.ports import BoardView
 from leaderboard.reads import Reads, Seen
-from leaderboard.record_ports import Record
 from leaderboard.settings import (
     DatabaseSettings,
     HttpUrl,
@@ -41,9 +40,7 @@ from leaderboard.settings import (
     TokenSettings,
     load_or_exit,
 )
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
+from leaderboard.wiring import engine_of, record_of, tokens_of
 
 MAX_RADIUS = 50
 
@@ -324,36 +321,14 @@ telemetry.log_json()
 _redis_settings = load_or_exit(RedisSettings, os.environ)
 _database_settings = load_or_exit(DatabaseSettings, os.environ)
 _token_settings = load_or_exit(TokenSettings, os.environ)
-
-# Drivers that a start needs not yet are imported when they are: they would be a third of it.
-
-
-def _database() -> Engine:
-    from leaderboard.adapters import sql_engine  # noqa: PLC0415 - see above
-
-    return sql_engine.connect(_database_settings.url)
-
-
-def _opened_record() -> Record:
-    from leaderboard.adapters import sql_reading  # noqa: PLC0415 - see above
-
-    return sql_reading.opened(_engine())
-
-
-def _tokens() -> Tokens:
-    from leaderboard.adapters.jwks_tokens import JwksTokens  # noqa: PLC0415 - see above
-
-    return JwksTokens(_token_settings)
-
-
 _client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url, BRIEF))
 # Each on its own: either of them may be away when this process starts.
 # Reading needs no tombstones, so this function does not get the key to them.
 _board = FirstUse(lambda: RedisBoard(_client(), b""))
-_engine = FirstUse(_database)
-_record = FirstUse(_opened_record)
+_engine = engine_of(_database_settings)
+_record = record_of(_engine)
 reads = FirstUse(lambda: Reads(_board, lambda: RedisDirectory(_client()), _record))
-tokens = FirstUse(_tokens)
+tokens = tokens_of(_token_settings)
 
 
 app = HttpApp(

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from flask import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,9 +36,8 @@ from leaderboard.fold import LogEntry, Terms, decide, event_key
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import Answer, Call, HttpApp, ProblemError, Route
 from leaderboard.model import Disposition, Offset, State, TournamentId
-from leaderboard.ports import Feed, Outgoing, Summary, Tokens
+from leaderboard.ports import Feed, Outgoing, Summary
 from leaderboard.reads import Reads
-from leaderboard.record_ports import Record
 from leaderboard.settings import (
     DatabaseSettings,
     KafkaSettings,
@@ -47,9 +46,7 @@ from leaderboard.settings import (
     TokenSettings,
     load_or_exit,
 )
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
+from leaderboard.wiring import engine_of, record_of, tokens_of
 
 SOURCE: Final = "/tournament"
 TIMER_TYPES: Final = ("io.leaderboard.timer.ticked.v1", "dev.knative.sources.ping")
@@ -339,28 +336,6 @@ _redis_settings = load_or_exit(RedisSettings, os.environ)
 _database_settings = load_or_exit(DatabaseSettings, os.environ)
 _token_settings = load_or_exit(TokenSettings, os.environ)
 _kafka_settings = load_or_exit(KafkaSettings, os.environ)
-
-# Drivers that a start needs not yet are imported when they are: they would be a third of it.
-
-
-def _database() -> Engine:
-    from leaderboard.adapters import sql_engine  # noqa: PLC0415 - see above
-
-    return sql_engine.connect(_database_settings.url)
-
-
-def _opened_record() -> Record:
-    from leaderboard.adapters import sql_reading  # noqa: PLC0415 - see above
-
-    return sql_reading.opened(_engine())
-
-
-def _tokens() -> Tokens:
-    from leaderboard.adapters.jwks_tokens import JwksTokens  # noqa: PLC0415 - see above
-
-    return JwksTokens(_token_settings)
-
-
 _client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url, BRIEF))
 _feed: FirstUse[KafkaFeed] = FirstUse(
     lambda: KafkaFeed(_kafka_settings, timeout_seconds=ACKNOWLEDGED_WITHIN_SECONDS)
@@ -368,11 +343,11 @@ _feed: FirstUse[KafkaFeed] = FirstUse(
 # Each on its own: either of them may be away when this process starts.
 # Reading needs no tombstones, so this function does not get the key to them.
 _board = FirstUse(lambda: RedisBoard(_client(), b""))
-_engine = FirstUse(_database)
-_record = FirstUse(_opened_record)
+_engine = engine_of(_database_settings)
+_record = record_of(_engine)
 _reads = FirstUse(lambda: Reads(_board, lambda: RedisDirectory(_client()), _record))
 ports = FirstUse(lambda: Ports(_reads(), _feed()))
-tokens = FirstUse(_tokens)
+tokens = tokens_of(_token_settings)
 
 
 app = HttpApp(

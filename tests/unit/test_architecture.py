@@ -116,7 +116,7 @@ def test_hosts_know_no_adapter(path: Path) -> None:
 def test_functions_import_no_framework_and_no_driver(path: Path) -> None:
     """Hosts bring the framework, adapters the drivers; `flask` only as the type of a request."""
     assert not foreign(path) & (FRAMEWORKS - {"flask"} | DRIVERS)
-    assert ours(path) <= CORE | LEAVES | JOINING | {"adapters", "hosts"}
+    assert ours(path) <= CORE | LEAVES | JOINING | {"adapters", "hosts", "wiring"}
 
 
 @pytest.mark.parametrize("path", in_folder("producer"), ids=name_of)

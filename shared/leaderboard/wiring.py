@@ -1,0 +1,50 @@
+"""What composition roots of HTTP functions share: drivers that a first request needs and a start
+does not, imported then.
+
+SQLAlchemy, joserfc and httpx were a third of a start; who is ready has time for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from leaderboard.hosts.first_use import FirstUse
+from leaderboard.ports import Tokens
+from leaderboard.record_ports import Record
+from leaderboard.settings import DatabaseSettings, TokenSettings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+
+def engine_of(settings: DatabaseSettings) -> FirstUse[Engine]:
+    """The record's database."""
+
+    def make() -> Engine:
+        from leaderboard.adapters import sql_engine  # noqa: PLC0415 - see above
+
+        return sql_engine.connect(settings.url)
+
+    return FirstUse(make)
+
+
+def record_of(engine: Callable[[], Engine]) -> FirstUse[Record]:
+    """The record, for who reads it."""
+
+    def make() -> Record:
+        from leaderboard.adapters import sql_reading  # noqa: PLC0415 - see above
+
+        return sql_reading.opened(engine())
+
+    return FirstUse(make)
+
+
+def tokens_of(settings: TokenSettings) -> FirstUse[Tokens]:
+    """Who checks bearer tokens."""
+
+    def make() -> Tokens:
+        from leaderboard.adapters.jwks_tokens import JwksTokens  # noqa: PLC0415 - see above
+
+        return JwksTokens(settings)
+
+    return FirstUse(make)
