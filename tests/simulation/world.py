@@ -198,6 +198,7 @@ class Process:
         """What the host does in one round of its loop, with at most so many new records."""
         if self._handler is None:
             self._handler = self.host._handler = self.host._retried(self.host._make_handler)
+        self.consumer = cast(Consumer, self.host._group._consumer)
         self.consumer.budget = records
         self.host._turn(self._handler)
 

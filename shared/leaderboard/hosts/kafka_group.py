@@ -9,6 +9,7 @@ one. Offsets are committed for what was reported as done, never for what was onl
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +29,10 @@ COMMIT_AGAIN_SECONDS: Final = 1.0
 ANSWER_SECONDS: Final = 10.0
 """One commit is under way at a time: in a rebalance they would pile up, to fail all at once."""
 WAIT_SECONDS: Final = 0.2
+REJOIN_SECONDS: Final = 15.0
+"""So long after its partitions were lost a client that has none again is given up, once. Seen: a
+broker hangs for longer than the session, and librdkafka's requests to the coordinator wait in
+their queue for ever afterwards."""
 SPARE_SECONDS: Final = 10.0
 """A member of a group that rebalances in six seconds has its partitions by then."""
 logger = logging.getLogger(__name__)
@@ -51,7 +56,9 @@ class Membership:
         self._topics = list(topics)
         self._revoked = revoked
         self._safe = safe
-        self._consumer = Consumer({**config, "on_commit": self._on_commit})
+        self._config = {**config, "on_commit": self._on_commit}
+        self._consumer = Consumer(self._config)
+        self._rejoin_at = math.inf
         self._ours: dict[tuple[str | None, int | None], Place] = {}
         """Fresh and owned ones, by what a message says (making a Place of each would cost)."""
         self._fresh: set[Place] = set()
@@ -75,6 +82,15 @@ class Membership:
             on_lost=self._on_lost,
         )
 
+    def _rejoin(self) -> None:
+        """With another client. Of the old one nothing is wanted: it owns no partition, and to
+        close it may take as long as it hangs."""
+        logger.warning("joining the group anew, with another client")
+        old, self._rejoin_at = self._consumer, math.inf
+        threading.Thread(target=old.close, name="closing", daemon=True).start()
+        self._consumer = Consumer(self._config)
+        self.join()
+
     def leave(self) -> None:
         """Commit what is done and give all partitions back."""
         self.commit(now=True)
@@ -93,6 +109,8 @@ class Membership:
         """Put what is there into the inbox, `limit` records in it at most; how many there are.
         Waits for the first record only, and only with an empty inbox: so a quiet topic costs no
         latency."""
+        if time.monotonic() > self._rejoin_at:
+            self._rejoin()
         held = sum(map(len, self._inbox.values()))
         first = self._consumer.poll(0 if held else max(timeout_seconds, 0.0))
         if first is None:
@@ -199,6 +217,7 @@ class Membership:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         logger.info("assigned", extra=telemetry.fields(partitions=_shown(partitions)))
         self._was_assigned = True
+        self._rejoin_at = math.inf
         places = _places(partitions)
         self._ours.update((place, place) for place in places)
         self._fresh.update(places)
@@ -212,6 +231,7 @@ class Membership:
         # Somebody else may have gone on from our last commit: ours would take theirs back.
         logger.warning("lost", extra=telemetry.fields(partitions=_shown(partitions)))
         self._joined_at, self._was_assigned = time.monotonic(), False
+        self._rejoin_at = self._joined_at + REJOIN_SECONDS
         self._forget(partitions)
 
     def _forget(self, partitions: list[TopicPartition]) -> None:
