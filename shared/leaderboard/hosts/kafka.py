@@ -27,7 +27,7 @@ from confluent_kafka import Message
 from leaderboard import telemetry
 from leaderboard.codec import decode_kafka
 from leaderboard.dead_letters import bury
-from leaderboard.errors import RefusedError, SettingsError, TransientError
+from leaderboard.errors import RefusedError, SettingsError, TransientError, UnreadableTopicError
 from leaderboard.events import Event, Record, format_time_ms
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.collector import collect_rarely
@@ -202,6 +202,10 @@ class KafkaHost:
             )
         except _GivenUpError:
             return
+        except UnreadableTopicError:
+            # What came before it is sound, and counts.
+            self._attempt(handler, None)
+            raise
         if self._one_by_one:
             self._work_off(handler, batch)
         else:
