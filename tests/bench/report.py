@@ -55,6 +55,10 @@ class Figure:
         return statistics.median(self.values)
 
 
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 Contender = Callable[[int], Measured]
 """Measures once; told the run's number, which is also the seed of its load."""
 
@@ -119,7 +123,7 @@ class Bench:
             if one is not ours and one.median and one.better == "higher":
                 ratio = f"{ours.median / one.median:.2f}"
             values = (min(one.values), one.median, max(one.values))
-            rows.append((one.bench, one.name, *(f"{v:,.4g}" for v in values), one.unit, ratio))
+            rows.append((one.bench, one.name, *map(_shown, values), one.unit, ratio))
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
