@@ -25,7 +25,6 @@ from typing import Any, Final
 from flask import Request, Response
 from pydantic import BaseModel
 
-import leaderboard.hosts.starting  # noqa: F401 - before the rest, see there
 from leaderboard import telemetry
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.nchan_gateway import NchanGateway

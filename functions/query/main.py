@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 from flask import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-import leaderboard.hosts.starting  # noqa: F401 - before the rest, see there
 from leaderboard import telemetry
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import BRIEF, RedisClient, check, connect

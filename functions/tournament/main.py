@@ -23,7 +23,6 @@ from typing import Final
 from flask import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-import leaderboard.hosts.starting  # noqa: F401 - before the rest, see there
 from leaderboard import events as ev
 from leaderboard import telemetry
 from leaderboard.adapters.kafka_feed import KafkaFeed

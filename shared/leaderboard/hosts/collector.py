@@ -6,22 +6,6 @@ through them all takes a tenth of a second, in which nobody is answered."""
 from __future__ import annotations
 
 import gc
-from typing import Final
-
-_BEFORE: Final = gc.get_threshold()
-_WHILE_STARTING: Final = 100_000
-"""Looking for cycles among what is being imported, and stays, took a seventh of a start."""
-
-
-def start() -> None:
-    """Look rarely until `started`, or until a host decides otherwise. Harmless where neither
-    comes."""
-    gc.set_threshold(_WHILE_STARTING, *_BEFORE[1:])
-
-
-def started() -> None:
-    """Look as often as ever."""
-    gc.set_threshold(*_BEFORE)
 
 
 def settle() -> None:

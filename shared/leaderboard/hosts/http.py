@@ -37,7 +37,7 @@ from leaderboard.errors import (
     TransientError,
     UnauthenticatedError,
 )
-from leaderboard.hosts.collector import settle, started
+from leaderboard.hosts.collector import settle
 from leaderboard.ports import Caller, Tokens
 
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -164,7 +164,6 @@ class HttpApp:
             merge_slashes=False,
         )
         self._is_prepared = False
-        started()
 
     def __call__(self, request: Request) -> Response:
         started = time.perf_counter()
