@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
 
 from leaderboard.hosts import kafka_group
 from leaderboard.hosts.kafka_group import REJOIN_SECONDS, Membership
+from leaderboard.model import Place
 
 
 class Clock:
@@ -29,6 +32,7 @@ class Client:
         self.made.append(self)
         self.callbacks: dict[str, Any] = {}
         self.is_closed = False
+        self.gone = threading.Event()
 
     def subscribe(self, topics: list[str], **callbacks: Any) -> None:
         self.callbacks = callbacks
@@ -37,7 +41,11 @@ class Client:
         assert not self.is_closed
 
     def close(self) -> None:
+        """Tells about its partitions for the last time, as the real one does."""
         self.is_closed = True
+        for told in ("on_assign", "on_revoke", "on_lost"):
+            self.callbacks[told](self, [TopicPartition("wagers", n) for n in (0, 1)])
+        self.gone.set()
 
 
 @pytest.fixture
@@ -67,6 +75,11 @@ def test_a_client_that_finds_no_way_back_is_replaced_once(clock: Clock) -> None:
     group.receive(0, 10)
     second = Client.made[1]
     assert second.callbacks.keys() == first.callbacks.keys()
+    # What the old one still has to say while it closes is not about our partitions.
+    assert first.gone.wait(5)
+    assert group.fresh() == []
+    second.callbacks["on_assign"](second, [TopicPartition("wagers", 0)])
+    assert group.fresh() == [Place("wagers", 0)]
     # A group that has no partition left for it is no reason to begin again and again.
     clock.now += 10 * REJOIN_SECONDS
     group.receive(0, 10)

@@ -59,6 +59,8 @@ class Membership:
         self._config = {**config, "on_commit": self._on_commit}
         self._consumer = Consumer(self._config)
         self._rejoin_at = math.inf
+        self._given_up: list[Consumer] = []
+        """Closing in threads of their own; what they still tell is not about us."""
         self._ours: dict[tuple[str | None, int | None], Place] = {}
         """Fresh and owned ones, by what a message says (making a Place of each would cost)."""
         self._fresh: set[Place] = set()
@@ -87,9 +89,14 @@ class Membership:
         close it may take as long as it hangs."""
         logger.warning("joining the group anew, with another client")
         old, self._rejoin_at = self._consumer, math.inf
-        threading.Thread(target=old.close, name="closing", daemon=True).start()
+        self._given_up.append(old)
+        threading.Thread(target=self._close, args=(old,), name="closing", daemon=True).start()
         self._consumer = Consumer(self._config)
         self.join()
+
+    def _close(self, given_up: Consumer) -> None:
+        given_up.close()
+        self._given_up.remove(given_up)
 
     def leave(self) -> None:
         """Commit what is done and give all partitions back."""
@@ -215,6 +222,8 @@ class Membership:
             raise TransientError(f"not to be sought yet: {error}") from None
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer in self._given_up:
+            return
         logger.info("assigned", extra=telemetry.fields(partitions=_shown(partitions)))
         self._was_assigned = True
         self._rejoin_at = math.inf
@@ -223,11 +232,15 @@ class Membership:
         self._fresh.update(places)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer in self._given_up:
+            return
         logger.info("revoked", extra=telemetry.fields(partitions=_shown(partitions)))
         self.commit(now=True, only=_places(partitions))
         self._forget(partitions)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer in self._given_up:
+            return
         # Somebody else may have gone on from our last commit: ours would take theirs back.
         logger.warning("lost", extra=telemetry.fields(partitions=_shown(partitions)))
         self._joined_at, self._was_assigned = time.monotonic(), False
