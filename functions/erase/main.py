@@ -25,7 +25,6 @@ from typing import Final, Literal, TypeVar
 from flask import Request, Response
 from pydantic import BaseModel, ConfigDict
 
-import leaderboard.hosts.starting  # noqa: F401 - before the rest, see there
 from leaderboard import telemetry
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.nchan_gateway import NchanGateway
@@ -64,7 +63,7 @@ from leaderboard.settings import (
     TombstoneSettings,
     load_or_exit,
 )
-from leaderboard.wiring import engine_of, record_of, tokens_of
+from leaderboard.wiring import engine_of, record_of, snapshots_of, tokens_of
 
 SOURCE: Final = "/erase"
 PENDING: Final = "pending"
@@ -398,14 +397,6 @@ _kafka_settings = load_or_exit(KafkaSettings, os.environ)
 _token_settings = load_or_exit(TokenSettings, os.environ)
 _gateway_settings = load_or_exit(GatewaySettings, os.environ)
 _tombstone_settings = load_or_exit(TombstoneSettings, os.environ)
-
-
-def _snapshots() -> Snapshots:
-    from leaderboard.adapters.sql_snapshot import SqlSnapshots  # noqa: PLC0415 - as in wiring
-
-    return SqlSnapshots(_engine())
-
-
 _client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url))
 _engine = engine_of(_database_settings)
 _record = record_of(_engine)
@@ -420,7 +411,7 @@ def _connected() -> Ports:
         board=RedisBoard(client, key),
         directory=RedisDirectory(client),
         record=_record,
-        snapshots=_snapshots,
+        snapshots=snapshots_of(_engine),
         erasures=RedisErasures(client, key),
         feed=_feed(),
         connections=RedisConnections(client),

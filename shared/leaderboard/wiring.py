@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.ports import Tokens
-from leaderboard.record_ports import Record
+from leaderboard.record_ports import Record, Snapshots
 from leaderboard.settings import DatabaseSettings, TokenSettings
 
 if TYPE_CHECKING:
@@ -35,6 +35,17 @@ def record_of(engine: Callable[[], Engine]) -> FirstUse[Record]:
         from leaderboard.adapters import sql_reading  # noqa: PLC0415 - see above
 
         return sql_reading.opened(engine())
+
+    return FirstUse(make)
+
+
+def snapshots_of(engine: Callable[[], Engine]) -> FirstUse[Snapshots]:
+    """The record's snapshots of boards."""
+
+    def make() -> Snapshots:
+        from leaderboard.adapters.sql_snapshot import SqlSnapshots  # noqa: PLC0415 - see above
+
+        return SqlSnapshots(engine())
 
     return FirstUse(make)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from hosting import Hosted, hosted
+from hosting import hosted
 from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.sql_record import SqlRecord
@@ -28,10 +30,11 @@ NOWHERE = "redis://127.0.0.1:1"
 
 
 @pytest.fixture(scope="module")
-def on_wager() -> Iterator[Hosted]:
-    with hosted("on-wager") as one:
-        one.main.KNOWN_SECONDS = 0.3
-        yield one
+def intake_of() -> Iterator[Callable[..., Any]]:
+    """Makes an intake that waits for no tournament for long."""
+    with hosted("on-wager"):
+        module = importlib.import_module("intake")
+        yield partial(module.WagerIntake, known_seconds=0.3)
 
 
 @pytest.fixture
@@ -59,30 +62,30 @@ def away() -> Any:
 
 
 def test_tournament_that_the_list_has_lost_takes_wagers(
-    on_wager: Hosted, engine: sa.Engine, directory: RedisDirectory
+    intake_of: Callable[..., Any], engine: sa.Engine, directory: RedisDirectory
 ) -> None:
     feed = MemoryFeed()
     for redis in (directory, RedisDirectory(connect(NOWHERE))):
         tournaments = Tournaments(lambda redis=redis: redis, lambda: SqlRecord(engine))  # type: ignore[misc]
-        answer = on_wager.main.WagerIntake(tournaments, feed).accept(wager(T))
+        answer = intake_of(tournaments, feed).accept(wager(T))
         assert answer.status == 202
     assert len(feed.events(WAGERS)) == 2
 
 
 def test_unknown_tournament_is_refused_when_both_say_so(
-    on_wager: Hosted, engine: sa.Engine, directory: RedisDirectory
+    intake_of: Callable[..., Any], engine: sa.Engine, directory: RedisDirectory
 ) -> None:
     tournaments = Tournaments(lambda: directory, lambda: SqlRecord(engine))
     with pytest.raises(RefusedError) as refused:
-        on_wager.main.WagerIntake(tournaments, MemoryFeed()).accept(wager("nowhere"))
+        intake_of(tournaments, MemoryFeed()).accept(wager("nowhere"))
     assert refused.value.reason is Refusal.UNKNOWN_TOURNAMENT
 
 
 def test_lost_list_refuses_nobody_while_the_record_is_away(
-    on_wager: Hosted, engine: sa.Engine, directory: RedisDirectory
+    intake_of: Callable[..., Any], engine: sa.Engine, directory: RedisDirectory
 ) -> None:
     feed = MemoryFeed()
-    intake = on_wager.main.WagerIntake(Tournaments(lambda: directory, away), feed)
+    intake = intake_of(Tournaments(lambda: directory, away), feed)
     with pytest.raises(TransientError):
         intake.accept(wager(T))
     assert feed.events(WAGERS) == []
