@@ -14,6 +14,7 @@ from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import connect
 from leaderboard.errors import BoardBehindError, ForeignLogError, Refusal
+from leaderboard.fold import LogEntry
 from leaderboard.model import Disposition, Offset, PlayerId, TournamentId
 from leaderboard.ports import Board
 from logs import (
@@ -213,6 +214,69 @@ def test_changes_stay_until_they_are_confirmed(board: Board) -> None:
     assert [c.sequence for c in third.unconfirmed] == [2, 3]
     idle = board.apply(T, LOG, Offset(3), [], Offset(3))
     assert list(idle.unconfirmed) == []
+
+
+def test_what_the_caller_holds_is_kept_and_not_told_again(board: Board) -> None:
+    put(board, [scheduled(0), scored(1, ALICE, 5)])
+    held = board.apply(T, LOG, Offset(1), [scored(2, BOB, 7)], None, Offset(1))
+    assert [c.sequence for c in held.unconfirmed] == [2]
+    # Whoever holds nothing, after a crash say, is told all of it.
+    assert [c.sequence for c in put(board, []).unconfirmed] == [1, 2]
+    confirmed = board.apply(T, LOG, Offset(2), [scored(3, ALICE, 9)], Offset(1), Offset(2))
+    assert [c.sequence for c in confirmed.unconfirmed] == [3]
+    assert [c.sequence for c in put(board, []).unconfirmed] == [2, 3]
+
+
+LARGE = 120
+"""Events of a batch that is sent, and fetched later."""
+
+
+def large_batch(first: int) -> list[LogEntry]:
+    return [scored(n, f"p{n % 7}", 1 + n % 5) for n in range(first, first + LARGE)]
+
+
+def test_a_batch_that_was_set_going_ends_as_one_that_was_applied(board: Board) -> None:
+    oracle = MemoryBoard(TOMBSTONE_KEY)
+    last = None
+    for batch in ([scheduled(0), *large_batch(1)], large_batch(1 + LARGE), large_batch(2)):
+        going = board.begin(T, LOG, last, batch, last)
+        expected = oracle.apply(T, LOG, last, batch, last)
+        came = going.result()
+        assert (came.offset, came.sequence) == (expected.offset, expected.sequence)
+        assert list(came.verdicts) == list(expected.verdicts)
+        assert list(came.unconfirmed) == list(expected.unconfirmed)
+        last = came.offset
+    assert board.top(T, 100) == oracle.top(T, 100)
+
+
+def test_a_batch_that_was_abandoned_counts_once(board: Board) -> None:
+    put(board, [scheduled(0)])
+    batch = large_batch(1)
+    board.begin(T, LOG, Offset(0), batch, None).abandon()
+    again = board.begin(T, LOG, Offset(0), batch, None).result()
+    oracle = MemoryBoard(TOMBSTONE_KEY)
+    expected = oracle.apply(T, LOG, None, [scheduled(0), *batch], None)
+    assert list(again.unconfirmed) == list(expected.unconfirmed)
+    assert board.top(T, 100) == oracle.top(T, 100)
+
+
+def test_a_batch_that_was_set_going_behind_the_board_is_told_so(board: Board) -> None:
+    put(board, [scheduled(0)])
+    with pytest.raises(BoardBehindError) as behind:
+        board.begin(T, LOG, Offset(7), large_batch(8), None).result()
+    assert behind.value.stands_at == 0
+    assert shown(board.top(T, 10)) == []
+
+
+def test_terms_that_somebody_else_changed_meanwhile_cost_a_call_and_nothing_else(
+    board: Board,
+) -> None:
+    put(board, [scheduled(0), scored(1, ALICE, 5)])
+    other = RedisBoard(board._client, TOMBSTONE_KEY) if isinstance(board, RedisBoard) else board
+    put(other, [ended(2)])
+    going = board.begin(T, LOG, Offset(1), large_batch(3), None)
+    assert set(going.result().verdicts) == {Disposition.TOURNAMENT_ENDED}
+    assert shown(board.top(T, 10)) == [(1, ALICE, 5)]
 
 
 def test_a_change_tells_ranks_score_distance_and_cause(board: Board) -> None:

@@ -149,6 +149,43 @@ def test_without_a_broker_every_way_of_publishing_fails_in_time(
         feed.check()
 
 
+def numbered_changes(numbers: Iterable[int]) -> list[PositionChange]:
+    name, player = TournamentId("t1"), PlayerId("p")
+    return [
+        PositionChange(name, player, Offset(n), None, 1, Score(n), None, Cause("/s", f"i{n}"), 0)
+        for n in numbers
+    ]
+
+
+def test_what_was_begun_is_confirmed_one_after_the_other(kafka: str, feeds: Feeds) -> None:
+    made(kafka, ev.POSITION_CHANGES)
+    feed = feeds(kafka_settings(kafka), 20)
+    first = feed.begin_changes(numbered_changes([1, 2]))
+    second = feed.begin_changes(numbered_changes([3]))
+    assert first < second
+    feed.confirm_changes(first)
+    feed.confirm_changes(second)
+    feed.confirm_changes(feed.begin_changes([]))
+    feed.confirm_changes(first)
+
+
+def test_what_was_begun_with_something_that_failed_is_not_confirmed(
+    deaf_port: int, feeds: Feeds
+) -> None:
+    feed = feeds(kafka_settings(f"{LOOPBACK}:{deaf_port}"), 0.8)
+    first = feed.begin_changes(numbered_changes([1]))
+    with pytest.raises(TransientError):
+        feed.begin_changes(numbered_changes([2]))
+    for _ in range(2):
+        with pytest.raises(TransientError):
+            feed.confirm_changes(first)
+    # What comes later stands on its own.
+    later = feed.begin_changes(numbered_changes([1, 2]))
+    assert later > first
+    with pytest.raises(TransientError):
+        feed.confirm_changes(later)
+
+
 def numbered(topic: str, numbers: Iterable[int]) -> list[ev.Record]:
     return [ev.Record(topic, b"t1", str(number).encode()) for number in numbers]
 

@@ -143,10 +143,13 @@ class KafkaFeed:
         """Wait for everything that was begun."""
         producer = self._silent_producer()
         told = ""
-        if producer.flush(max(deadline - time.monotonic(), 0)) > 0:
-            told = "Kafka did not acknowledge in time"
-        elif self._failures:
-            told = f"Kafka did not take {len(self._failures)} records: {self._failures[0]}"
+        try:
+            if producer.flush(max(deadline - time.monotonic(), 0)) > 0:
+                told = "Kafka did not acknowledge in time"
+            elif self._failures:
+                told = f"Kafka did not take {len(self._failures)} records: {self._failures[0]}"
+        except KafkaException as error:
+            told = f"Kafka takes nothing: {error}"
         if told:
             self._abandon(producer)
             raise TransientError(told)

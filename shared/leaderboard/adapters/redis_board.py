@@ -138,9 +138,12 @@ class RedisBoard:
             return Applied(self.apply(tournament_id, log_id, after, entries, confirmed, told))
         folded = self._fold(tournament_id, self._terms.get(tournament_id), entries)
         request = _packed(log_id, after, entries, confirmed, told, folded)
+        started = time.perf_counter()
         sent = self._apply.begin(keys_of(tournament_id), request)
 
         def applied(answer: Any) -> BatchApplied:
+            # With what the caller did meanwhile, as long as it takes the caller.
+            telemetry.BOARD_CALLS.labels("apply").observe(time.perf_counter() - started)
             if (found := _unpacked(answer))[0] == b"ok":
                 return self._told(tournament_id, entries, confirmed, folded, found)
             return self.apply(tournament_id, log_id, after, entries, confirmed, told)
