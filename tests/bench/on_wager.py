@@ -15,7 +15,14 @@ from itertools import islice
 from typing import Any
 
 import redis
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupState,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
 
 from bench.load import PLAYERS, QUIET, Log, T, assert_equal, play, player_of, wager, zipf
 from bench.machine import Meter, per_million
@@ -31,12 +38,14 @@ from leaderboard.hosts.kafka_log import record_of
 from leaderboard.model import Offset, TournamentId
 from leaderboard.stack.process import Process
 from logs import LOG, START_MS, TOMBSTONE_KEY
+from running import wait_for
 
 BATCH = 1_000
 PARTITIONS = 10
 TOURNAMENTS = 100
-PATIENT = {"KAFKA_SESSION_TIMEOUT_MS": "60000"}
-"""Who stands still while the backlog is written stays in the group."""
+PATIENT = {"KAFKA_SESSION_TIMEOUT_MS": "20000"}
+"""Who stands still while the backlog is written stays in the group. (Not longer: members hear of a
+rebalance with a heartbeat, a third of this apart.)"""
 
 
 def one_tournament(bench: Bench) -> None:
@@ -120,6 +129,10 @@ def spread_out(seed: int, tournaments: int, wagers: int, players: int, processes
                 for number in range(processes)
             ]
             # Who owns what is settled before the clock runs, and the standings are there.
+            admin = AdminClient(
+                {"bootstrap.servers": given.kafka.bootstrap_servers, "log_level": QUIET}
+            )
+            wait_for(lambda: _shares(admin) == [PARTITIONS // processes] * processes, 120)
             for number, name in enumerate(names):
                 opening = play(seed, 0, players, name)
                 log.write(opening, partition=number % PARTITIONS)
@@ -138,11 +151,23 @@ def spread_out(seed: int, tournaments: int, wagers: int, players: int, processes
             _until(lambda: sum(_at(client, ends)), tournaments)
             seconds = time.perf_counter() - started
             usage = meter.read()
+            assert _shares(admin) == [PARTITIONS // processes] * processes, "the group has moved"
         board = RedisBoard(connect(given.redis.url))
         for name in names[:: max(tournaments // 10, 1)]:
             assert_equal(board, list(log.of(name)), name)
     more = {"seconds": round(seconds, 2), **per_million(usage, total)}
     return Measured(total / seconds, {**more, "boards_equal_oracle": True}, usage)
+
+
+def _shares(admin: AdminClient) -> list[int]:
+    """How many partitions each member of the group has; empty while it rebalances."""
+    try:
+        group = admin.describe_consumer_groups(["on-wager"])["on-wager"].result()
+    except KafkaException:  # a broker that has just started knows no groups yet
+        return []
+    if group.state is not ConsumerGroupState.STABLE:
+        return []
+    return [len(member.assignment.topic_partitions) for member in group.members]
 
 
 def _signal(processes: Sequence[Process], number: int) -> None:
