@@ -195,6 +195,7 @@ def host_of(
     buries: bool = True,
     decode: Callable[[ev.Record], ev.Event | None] | None = None,
     settings: Mapping[str, str] | None = None,
+    spacing_seconds: float = 0.0,
 ) -> KafkaHost:
     """A host for the topic of `log` and `more` topics; `buries`: as their own consumer does."""
     kafka = kafka_settings(log.servers)
@@ -218,6 +219,7 @@ def host_of(
         consumer,
         {},
         decode=decode or decode_as_wagers,
+        spacing_seconds=spacing_seconds,
     )
 
 

@@ -76,6 +76,8 @@ WORTH_A_THREAD: Final = 500
 SWITCH_SECONDS: Final = 0.001
 """How long one of the two threads may keep the other one from going on: a transaction has a dozen
 short answers to wait for."""
+SPACING_SECONDS: Final = 0.2
+"""Between batches that are not full: nobody waits for the record by the tenth of a second."""
 LOOK_SECONDS = 1.0
 """How often a piece of a live tournament is compared with its board."""
 LIVE_PIECE = 1_000
@@ -463,7 +465,17 @@ def consume() -> None:
 
     ready = {"database": lambda: sql_engine.check(engine)}
     letters = OwnLetters(KafkaFeed(kafka))
-    KafkaHost(NAME, TOPICS, function, letters, kafka, consumer, ready, decode=decode).run()
+    KafkaHost(
+        NAME,
+        TOPICS,
+        function,
+        letters,
+        kafka,
+        consumer,
+        ready,
+        decode=decode,
+        spacing_seconds=SPACING_SECONDS,
+    ).run()
 
 
 if __name__ == "__main__":

@@ -267,7 +267,16 @@ def consume() -> None:
         return OnRankChange(board, directory, connections, gateway)
 
     ready = {"redis": lambda: check(client()), "gateway": gateway.check}
-    KafkaHost(NAME, POSITION_CHANGES, function, KafkaFeed(kafka), kafka, consumer, ready).run()
+    KafkaHost(
+        NAME,
+        POSITION_CHANGES,
+        function,
+        KafkaFeed(kafka),
+        kafka,
+        consumer,
+        ready,
+        spacing_seconds=POSITION_SECONDS,
+    ).run()
 
 
 if __name__ == "__main__":

@@ -68,6 +68,8 @@ if TYPE_CHECKING:
     from leaderboard.hosts.http import HttpApp
 
 NAME = "on-wager"
+SPACING_SECONDS: Final = 0.01
+"""At least between batches that are not full, see `KafkaHost`."""
 logger = logging.getLogger(NAME)
 
 
@@ -350,7 +352,9 @@ def consume() -> None:
         return OnWager(ports)
 
     ready = {"redis": lambda: check(client())}
-    KafkaHost(NAME, WAGERS, function, feed, kafka, consumer, ready).run()
+    KafkaHost(
+        NAME, WAGERS, function, feed, kafka, consumer, ready, spacing_seconds=SPACING_SECONDS
+    ).run()
 
 
 def intake() -> HttpApp:

@@ -7,7 +7,9 @@ should have come is told by the oracle's fold of the same log.
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -77,6 +79,9 @@ class Wanted:
     connected: int
     players: int
     deflate: bool = True
+    archive: bool = True
+    """Whether the record is written beside it. If not, `archive` stands still until the load has
+    ended, as if it had a machine of its own, and catches up then."""
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -157,12 +162,14 @@ def play(seed: int, wanted: Wanted) -> Played:
         }
         assert pace.ask(json.dumps(load_plan))["encoded"] == len(numbers)
         before = _frames(settings, watch)
-        meter = Meter(pids | {"load": pace.pid})
-        produced = pace.ask("go")
+        with _standing(() if wanted.archive else (pids["archive"],)):
+            meter = Meter(pids | {"load": pace.pid})
+            produced = pace.ask("go")
+            _wait_for_frames(settings, wanted.archive)
+            time.sleep(LAST_SECONDS)
+            played.usage = meter.read()
+            after = _frames(settings, watch)
         _wait_for_frames(settings)
-        time.sleep(LAST_SECONDS)
-        played.usage = meter.read()
-        after = _frames(settings, watch)
         watch.ask("stop")
         due = _entries(entries, produced, numbers, stakes, wanted.rate)
         oracle, changes = oracle_of(entries)
@@ -205,9 +212,21 @@ def _pids(settings: Mapping[str, str]) -> dict[str, int]:
     }
 
 
-def _wait_for_frames(settings: Mapping[str, str]) -> None:
-    """Until the stack has worked off what was produced: to the archive as well, which shares the
-    machine, and to the gateway."""
+@contextmanager
+def _standing(pids: Sequence[int]) -> Iterator[None]:
+    """These processes stand still meanwhile."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _wait_for_frames(settings: Mapping[str, str], archive: bool = True) -> None:
+    """Until the stack has worked off what was produced: to the gateway, and to the archive as
+    well where it shares the machine."""
     readers = {
         name: Consumer(
             {
@@ -217,11 +236,11 @@ def _wait_for_frames(settings: Mapping[str, str]) -> None:
             }
         )
         for name in WAYS
+        if archive or name != "archive"
     }
-    for name, topics in WAYS.items():
-        for topic in topics:
-            wait_for(lambda: _is_read(readers[name], topic), 300)  # noqa: B023 - done at once
-    for reader in readers.values():
+    for name, reader in readers.items():
+        for topic in WAYS[name]:
+            wait_for(lambda: _is_read(reader, topic), 300)  # noqa: B023 - done at once
         reader.close()
 
 

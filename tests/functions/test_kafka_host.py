@@ -421,6 +421,31 @@ def test_no_batch_is_larger_than_was_asked_for(kafka: str) -> None:
         assert recorder.offsets(partition) == list(range(500))
 
 
+def test_batches_that_are_not_full_keep_their_distance_and_the_first_one_waits_for_nothing(
+    kafka: str,
+) -> None:
+    log, recorder = Log(kafka), Recorder()
+    log.send(1)
+    with running(log, recorder, batch_size=50, spacing_seconds=2.0):
+        wait_for(lambda: len(recorder.handled) == 1, 20)
+        time.sleep(2.2)
+        sent_at = time.monotonic()
+        log.send(1)
+        wait_for(lambda: len(recorder.handled) == 2, 5)
+        assert time.monotonic() - sent_at < 1.5
+        for _ in range(20):
+            log.send(1)
+        wait_for(lambda: len(recorder.handled) == 22, 5)
+        assert time.monotonic() - sent_at > 1.9
+        assert [len(tried) for tried in recorder.tried] == [1, 1, 20]
+        # A full one does not wait for its time.
+        sent_at = time.monotonic()
+        log.send(50)
+        wait_for(lambda: len(recorder.handled) == 72, 5)
+        assert time.monotonic() - sent_at < 1.5
+    assert recorder.offsets() == list(range(72))
+
+
 def test_two_topics_are_one_group_and_each_partition_keeps_its_order(kafka: str) -> None:
     wagers = Log(kafka, partitions=2)
     changes, recorder = Log(kafka, partitions=3, group=wagers.group), Recorder()

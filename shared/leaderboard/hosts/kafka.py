@@ -90,7 +90,10 @@ class KafkaHost:
     of a record, None for one that is no event and goes to the handler as it is, or raises
     RefusedError. `dead_letters` is None for a reader beside the topics' own consumer, which has
     buried what can never work: here such records are counted, and left. The cap of kafka_cap.py
-    holds for both."""
+    holds for both.
+
+    Batches that are not full begin `spacing_seconds` apart: each has a cost of its own, here and
+    at every server behind it. The first one after a quiet time waits for nothing."""
 
     def __init__(  # noqa: PLR0913 - every composition root names them all, and once
         self,
@@ -103,6 +106,7 @@ class KafkaHost:
         ready: Mapping[str, Callable[[], object]],
         *,
         decode: Callable[[Record], Event | None] = decode_kafka,
+        spacing_seconds: float = 0.0,
     ) -> None:
         names = (topics,) if isinstance(topics, str) else tuple(topics)
         self._name = name
@@ -130,6 +134,9 @@ class KafkaHost:
         """The next batch was begun before, and failed."""
         self._log_ids: dict[Place, str] = {}
         self._beat = time.monotonic()
+        self._spacing_seconds = spacing_seconds
+        self._next_at = 0.0
+        """When the next batch may begin that is not full."""
 
     def run(self) -> None:
         """Work until SIGTERM, SIGINT or `stop`; then finish the batch at hand, commit, leave.
@@ -174,7 +181,11 @@ class KafkaHost:
             wanted = 0.0
         limit = self._settings.batch_size
         timeout = 0.0 if self._line or self._open else min(wanted, IDLE_SECONDS)
-        is_pressed = self._group.receive(timeout, limit) >= limit
+        gather = 0.0 if timeout == 0.0 else min(wanted, self._next_at - time.monotonic())
+        received = self._group.receive(timeout, limit, gather)
+        is_pressed = received >= limit
+        if received:
+            self._next_at = time.monotonic() + self._spacing_seconds
         if fresh := self._group.fresh():
             self._logs.ask_anew()
             for place in fresh:

@@ -112,10 +112,10 @@ class Membership:
 
     # records
 
-    def receive(self, timeout_seconds: float, limit: int) -> int:
+    def receive(self, timeout_seconds: float, limit: int, gather_seconds: float = 0.0) -> int:
         """Put what is there into the inbox, `limit` records in it at most; how many there are.
-        Waits for the first record only, and only with an empty inbox: so a quiet topic costs no
-        latency."""
+        Waits for the first record only with an empty inbox, and for more behind it only
+        `gather_seconds`."""
         if time.monotonic() > self._rejoin_at:
             self._rejoin()
         held = sum(map(len, self._inbox.values()))
@@ -125,7 +125,7 @@ class Membership:
         self._keep([first])
         if (room := limit - held - 1) <= 0:
             return held + 1
-        more = self._consumer.consume(room, timeout=0)
+        more = self._consumer.consume(room, timeout=max(gather_seconds, 0.0))
         self._keep(more)
         return held + 1 + len(more)
 
