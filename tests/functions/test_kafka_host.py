@@ -425,6 +425,7 @@ def test_batches_that_are_not_full_keep_their_distance_and_the_first_one_waits_f
     kafka: str,
 ) -> None:
     log, recorder = Log(kafka), Recorder()
+    recorder.on_tick = lambda: 10.0
     log.send(1)
     with running(log, recorder, batch_size=50, spacing_seconds=2.0):
         wait_for(lambda: len(recorder.handled) == 1, 20)
