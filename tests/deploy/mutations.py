@@ -51,6 +51,25 @@ ROUTE: Final = """apiVersion: example.com/v1
 kind: Unheard
 metadata: {name: unheard, namespace: leaderboard}
 """
+TOPIC: Final = """apiVersion: kafka.strimzi.io/v1
+kind: KafkaTopic
+metadata: {name: wagers, namespace: kafka}
+spec: {partition: 50, replicas: 3}
+"""
+USER: Final = """apiVersion: kafka.strimzi.io/v1
+kind: KafkaUser
+metadata: {name: on-wager, namespace: kafka}
+spec:
+  authentication: {type: scram-sha-512}
+  authorization:
+    type: simple
+    acls: [{resource: {type: topic, name: wagers}, operations: [Reed]}]
+"""
+SECRET: Final = """apiVersion: external-secrets.io/v1
+kind: ExternalSecret
+metadata: {name: leaderboard, namespace: leaderboard}
+spec: {secretStore: {name: vault}}
+"""
 OWN: Final = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [own.yaml]\n"  # fmt: skip  # noqa: E501
 
 BUILDING: Final = (
@@ -99,6 +118,12 @@ SCHEMAS: Final = (
              "needs Knative's feature flag kubernetes.podspec-nodeselector"),
     Mutation("a kind that nobody knows", "platform/own/own.yaml", "", ROUTE,
              "no schema is known for example.com/v1 Unheard"),
+    Mutation("unknown field of a KafkaTopic", "platform/own/own.yaml", "", TOPIC,
+             "KafkaTopic wagers: spec: unknown field partition"),
+    Mutation("an operation that Kafka has not", "platform/own/own.yaml", "", USER,
+             "spec.authorization.acls[0].operations[0]: 'Reed' is not one of"),
+    Mutation("unknown field of an ExternalSecret", "platform/own/own.yaml", "", SECRET,
+             "spec: unknown field secretStore"),
     Mutation("a claim in a namespace", DOMAINS, "kind: ClusterDomainClaim\nmetadata:\n",
              "kind: ClusterDomainClaim\nmetadata:\n  namespace: leaderboard\n",
              "a cluster's own resource lies in none"),

@@ -15,10 +15,11 @@ from typing import Any, Final
 
 import yaml
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
+from jsonschema.exceptions import ValidationError, best_match
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
+from deploy.checking import strimzi
 from deploy.checking.building import Built, Manifest, Problem
 from deploy.checking.tools import Tools, sources
 
@@ -93,6 +94,11 @@ class Schemas:
         return found
 
     def _crd(self, key: tuple[str, str]) -> Draft202012Validator | None:
+        group, _, version = key[0].partition("/")
+        if (group, version) == (strimzi.GROUP, strimzi.VERSION) and key not in self._crds:
+            known = self._strimzi.schema(key[1])
+            if known is not None:
+                self._crds[key] = known, "Namespaced"
         found = self._crds.get(key)
         if found is None:
             return None
@@ -104,6 +110,10 @@ class Schemas:
             template = schema["properties"]["spec"]["properties"]["template"]
             template["properties"]["metadata"] = schema["properties"]["metadata"]
         return Draft202012Validator(schema, registry=self._registry)
+
+    @cached_property
+    def _strimzi(self) -> strimzi.Strimzi:
+        return strimzi.Strimzi(self._tools.strimzi())
 
     # --- Kubernetes' own -------------------------------------------------------------------------
 
@@ -151,8 +161,9 @@ def strict(schema: Mapping[str, Any]) -> Schema:
             made[key] = strict(schema[key])
     for key in ("anyOf", "oneOf", "allOf"):
         if key in schema and not schema.get("x-kubernetes-int-or-string"):
-            # Structural schemas repeat no properties in these, so they can't forbid others.
-            made[key] = schema[key]
+            # Beside properties these only ask for more; alone (Strimzi's) they are the schema.
+            alone = "properties" not in schema
+            made[key] = [strict(one) if alone else one for one in schema[key]]
     return made
 
 
@@ -161,8 +172,11 @@ _KEPT |= {"minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems"
 
 
 def told(error: ValidationError) -> str:
-    """One line: where, and what is wrong; of an unknown field its name and the nearest known."""
-    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.path).lstrip(".")
+    """One line: where, and what is wrong; of an unknown field its name. Of a value that may have
+    several shapes, what is wrong with the shape that it comes nearest to."""
+    error = best_match([error])
+    path = error.absolute_path
+    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
     text = error.message
     if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
         known = error.schema.get("properties", {}) if isinstance(error.schema, Mapping) else {}

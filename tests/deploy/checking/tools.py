@@ -25,6 +25,8 @@ HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parents[2]
 KUSTOMIZE: Final = "sigs.k8s.io/kustomize/kustomize/v5"
 KUSTOMIZE_VERSION: Final = "v5.8.1"
+STRIMZI: Final = "io.strimzi:api:0.51.0:jar"
+STRIMZI_SHA256: Final = "219b54d570c408523f62bffc999041c64ea926afbc784be942290709fbbcde62"
 LEAST_GO: Final = (1, 24)
 """Of kustomize's own go.mod."""
 FETCH_SECONDS: Final = 600
@@ -46,6 +48,7 @@ class Tools:
         for name in _pinned():
             self.source(name)
         self.wheel()
+        self.strimzi()
 
     def kustomize(self) -> Path:
         """The program, compiled by Go where it is not there yet (40 s on two cores)."""
@@ -84,6 +87,17 @@ class Tools:
                 listing = ["--require-hashes", "-r", str(HERE / "schemas.txt")]
                 _run([*pip, *listing, "-d", str(self._folder)])
             _check(path, digest)
+        return path
+
+    def strimzi(self) -> Path:
+        """The jar with the classes that Strimzi makes its CRDs from."""
+        _, name, version, _ = STRIMZI.split(":")
+        path = self._folder / f"{name}-{version}.jar"
+        with self._alone():
+            if not path.is_file():
+                maven = ["mvn", "-q", "-B", "dependency:copy", f"-Dartifact={STRIMZI}"]
+                _run([*maven, f"-DoutputDirectory={self._folder}"])
+            _check(path, STRIMZI_SHA256)
         return path
 
     def _go(self) -> str:
