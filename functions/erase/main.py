@@ -38,7 +38,7 @@ from leaderboard.events import GDPR_EVENTS, WAGERS, Event, Id, PlayerErased, for
 from leaderboard.frames import top_frame
 from leaderboard.guard import Guard
 from leaderboard.hosts.first_use import FirstUse
-from leaderboard.hosts.http import Answer, Call, HttpApp, Route
+from leaderboard.hosts.http import Answer, Call, HttpApp, ProblemError, Route
 from leaderboard.model import TOP_VISIBLE, PlayerId, State, TournamentId
 from leaderboard.ports import (
     BOARD_PLACE,
@@ -55,6 +55,7 @@ from leaderboard.ports import (
 from leaderboard.record_ports import Record, Snapshots
 from leaderboard.settings import (
     DatabaseSettings,
+    EventSettings,
     GatewaySettings,
     KafkaSettings,
     OriginSettings,
@@ -77,6 +78,8 @@ RECORD_SECONDS: Final = 5.0
 """The longest that a question to the record takes."""
 ACKNOWLEDGED_WITHIN_SECONDS: Final = 10.0
 ROLES: Final = frozenset({"operator", "service"})
+REQUESTED: Final = "io.leaderboard.erasure.requested.v1"
+"""A CloudEvent that asks to forget a player; its data are those of the request."""
 logger = logging.getLogger("erase")
 T = TypeVar("T")
 _in_time = Guard("the record", seconds=RECORD_SECONDS, breaks=False)
@@ -129,6 +132,13 @@ def request_erasure(call: Call, ports: Ports) -> Answer:
         raise TransientError("the store has forgotten the request on its way; repeat it") from None
     headers = {"Location": f"/v1/erasures/{erasure.erasure_id}"}
     return Answer(ErasureAccepted(erasure_id=erasure.erasure_id), status=202, headers=headers)
+
+
+def take_event(call: Call, ports: Ports) -> Answer:
+    """Forget the player that a CloudEvent (binary mode) names; as harmless to repeat."""
+    if call.headers.get("ce-type") != REQUESTED:
+        raise ProblemError(422, f"only {REQUESTED} in binary mode is taken here")
+    return request_erasure(call, ports)
 
 
 def show_erasure(call: Call, ports: Ports) -> Answer:
@@ -367,9 +377,18 @@ def _now_ms() -> int:
 # --- wiring ------------------------------------------------------------------------------------
 
 
-def routes(ports: Callable[[], Ports]) -> list[Route]:
+def routes(ports: Callable[[], Ports], events: EventSettings) -> list[Route]:
     """The operations of this function; `ports` is called with each request."""
     return [
+        Route(
+            "POST",
+            "/",
+            take_event.__doc__ or "",
+            lambda call: take_event(call, ports()),
+            events.roles(ROLES),
+            body=ErasureRequest,
+            answers={202: ErasureAccepted},
+        ),
         Route(
             "POST",
             "/v1/erasures",
@@ -423,7 +442,7 @@ ports = FirstUse(_connected)
 tokens = tokens_of(_token_settings)
 app = HttpApp(
     "erase",
-    routes(ports),
+    routes(ports, load_or_exit(EventSettings, os.environ)),
     tokens=tokens,
     ready={"redis": lambda: check(_client()), "kafka": lambda: _feed().check()},
     origins=load_or_exit(OriginSettings, os.environ).origins(),

@@ -19,7 +19,13 @@ from leaderboard.hosts.http import Answer, Call, HttpApp, Route
 from leaderboard.model import TournamentId
 from leaderboard.ports import Feed, Outgoing
 from leaderboard.reads import Tournaments
-from leaderboard.settings import DatabaseSettings, KafkaSettings, RedisSettings, TokenSettings
+from leaderboard.settings import (
+    DatabaseSettings,
+    EventSettings,
+    KafkaSettings,
+    RedisSettings,
+    TokenSettings,
+)
 from leaderboard.wiring import engine_of, record_of, tokens_of
 
 KNOWN_SECONDS: Final = 4.0
@@ -80,6 +86,7 @@ def app_of(
     redis: RedisSettings,
     tokens: TokenSettings,
     database: DatabaseSettings,
+    events: EventSettings,
 ) -> HttpApp:
     """The app; it connects with the first request."""
     client = FirstUse(lambda: connect(redis.url, BRIEF))
@@ -92,7 +99,7 @@ def app_of(
         "/",
         "A producer's CloudEvent (binary or structured) for the topic `wagers`.",
         lambda call: made().accept(call),
-        frozenset({"service", "operator"}),
+        events.roles(frozenset({"service", "operator"})),
         answers={202: Accepted},
     )
     ready = {

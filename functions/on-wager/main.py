@@ -55,6 +55,7 @@ from leaderboard.ports import (
 from leaderboard.settings import (
     ConsumerSettings,
     DatabaseSettings,
+    EventSettings,
     KafkaSettings,
     RedisSettings,
     TokenSettings,
@@ -367,6 +368,7 @@ def intake() -> HttpApp:
         load(RedisSettings, os.environ),
         load(TokenSettings, os.environ),
         load(DatabaseSettings, os.environ),
+        load(EventSettings, os.environ),
     )
 
 

@@ -294,6 +294,17 @@ class TokenSettings(_Settings):
     jwks_url: HttpUrl = Field(alias="JWKS_URL")
 
 
+class EventSettings(_Settings):
+    """Whether CloudEvents are taken from whoever reaches the function: what Knative Eventing sends
+    has no token. Off unless the network lets nobody else through."""
+
+    from_anyone: Literal["off", "on"] = Field("off", alias="EVENTS_FROM_ANYONE")
+
+    def roles(self, otherwise: frozenset[str]) -> frozenset[str] | None:
+        """Who may post an event; None: everyone."""
+        return None if self.from_anyone == "on" else otherwise
+
+
 class OriginSettings(_Settings):
     """The web origins whose pages may call this function."""
 

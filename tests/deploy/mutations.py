@@ -333,4 +333,37 @@ AGREEMENT: Final = (
     Mutation("a timer for another", TIMER, "name: tournament}\n", "name: query}\n",
              "has to send to the Service tournament"),
 )  # fmt: skip
-ALL: Final = (*BUILDING, *SCHEMAS, *TRIGGERS, *POLICIES, *SCALING, *AGREEMENT)
+SOURCE: Final = "knative/eventing/kafka-source/erasure-requests.yaml"
+BROKER: Final = "knative/eventing/broker/broker.yaml"
+TRIGGER: Final = "knative/eventing/broker/triggers.yaml"
+EVENTING: Final = (
+    Mutation("unknown field of a KafkaSource", SOURCE, "consumerGroup", "group",
+             "spec: unknown field group"),
+    Mutation("unknown field of a delivery", SOURCE, "backoffDelay", "backOffDelay",
+             "unknown field backOffDelay"),
+    Mutation("unknown field of a Trigger", TRIGGER, "  filters:", "  filterss:",
+             "unknown field filterss"),
+    Mutation("unknown field of a KafkaSink", "knative/eventing/dead-letters/refused-events.yaml",
+             "contentMode", "contentmode", "unknown field contentmode"),
+    Mutation("a sink that takes no events", SOURCE, "name: erase}\n", "name: query}\n",
+             "sink query takes no events"),
+    Mutation("no order", SOURCE, "ordering: ordered", "ordering: unordered",
+             "ordering has to be ordered: a tournament"),
+    Mutation("no dead letters", BROKER, "    deadLetterSink:\n      ref: {apiVersion: "
+             "eventing.knative.dev/v1alpha1, kind: KafkaSink, name: refused-events}\n", "",
+             "delivery.deadLetterSink is missing: say what becomes"),
+    Mutation("no retries", SOURCE, "    retry: 6\n", "", "delivery.retry is missing"),
+    Mutation("dead letters for nobody", SOURCE, "name: refused-events", "name: refused",
+             "deadLetterSink refused: there is no such KafkaSink"),
+    Mutation("a Trigger without order", TRIGGER, "delivery.order: ordered",
+             "delivery.order: unordered", "delivery.order has to be ordered: the default",
+             everywhere=True),
+    Mutation("a Trigger of no Broker", BROKER, "kind: Broker\nmetadata:\n  name: leaderboard",
+             "kind: Broker\nmetadata:\n  name: board", "there is no such Broker"),
+    Mutation("a Trigger for everything", TRIGGER,
+             "  filter:\n    attributes: {type: io.leaderboard.erasure.requested.v1}\n", "",
+             "has to filter by type: the function"),
+    Mutation("a type that is not taken", TRIGGER, "score.submitted.v1", "score.submitted.v2",
+             "type io.leaderboard.score.submitted.v2 is none that on-wager-http"),
+)  # fmt: skip
+ALL: Final = (*EVENTING, *BUILDING, *SCHEMAS, *TRIGGERS, *POLICIES, *SCALING, *AGREEMENT)

@@ -584,3 +584,51 @@ def test_store_emptied_during_the_request_is_an_error_to_repeat(
         meanwhile.setattr(stage.feed, "_on_publish", emptied)
         assert stage.post()[0] == 503
     assert stage.post()[0] == 202
+
+
+# --- asked by an event ---------------------------------------------------------------------------
+
+
+REQUESTED = {"ce-type": "io.leaderboard.erasure.requested.v1", "ce-id": "1", "ce-source": "/crm"}
+
+
+def test_event_forgets_the_player_as_a_request_does(stage: Stage) -> None:
+    headers = {**bearer("crm", "service"), **REQUESTED}
+    answer = stage.hosted.client.post("/", json={"player_id": ALICE}, headers=headers)
+    assert answer.status_code == 202
+    erasure_id = answer.get_json()["erasure_id"]
+    _check_forgotten(stage, erasure_id)
+    # Delivered at least once: the same again is the same erasure.
+    again = stage.hosted.client.post("/", json={"player_id": ALICE}, headers=headers)
+    assert again.get_json()["erasure_id"] == erasure_id
+
+
+def test_event_without_a_token_is_refused_unless_that_is_switched_on(redis_url: str) -> None:
+    settings = {**SETTINGS, "REDIS_URL": redis_url}
+    body = {"player_id": ALICE}
+    with hosted("erase", settings) as one:
+        assert one.client.post("/", json=body, headers=REQUESTED).status_code == 401
+    with hosted("erase", {**settings, "EVENTS_FROM_ANYONE": "on"}) as one:
+        # Taken as far as Kafka, which is not there: Eventing has to deliver it again.
+        assert one.client.post("/", json=body, headers=REQUESTED).status_code == 503
+        # The way for people still wants one.
+        assert one.client.post("/v1/erasures", json=body).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        ({**REQUESTED, "ce-type": "io.leaderboard.player.erased.v1"}, {"player_id": "a"}, 422),
+        ({}, {"player_id": "a"}, 422),
+        (REQUESTED, {"player": "a"}, 422),
+        (REQUESTED, {"player_id": "no id!"}, 422),
+    ],
+)
+def test_event_that_can_never_work_goes_to_the_dead_letters(
+    stage: Stage, headers: dict[str, str], body: dict[str, str], status: int
+) -> None:
+    """What Eventing does with a 422: no retry."""
+    sent = {**bearer("crm", "service"), **headers}
+    answer = stage.hosted.client.post("/", json=body, headers=sent)
+    assert answer.status_code == status
+    assert stage.feed.events(ev.WAGERS) == []

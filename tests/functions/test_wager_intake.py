@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from hosting import hosted
+from hosting import SETTINGS, hosted
 from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.sql_record import SqlRecord
@@ -93,3 +93,12 @@ def test_lost_list_refuses_nobody_while_the_record_is_away(
     assert known is not None
     directory.put(Summary(T, known.terms))
     assert intake.accept(wager(T)).status == 202
+
+
+@pytest.mark.parametrize(("switched", "status"), [("off", 401), ("on", 422)])
+def test_event_without_a_token_is_taken_only_where_that_is_switched_on(
+    switched: str, status: int
+) -> None:
+    """Taken, in so far as it is the event that is refused then: it is none."""
+    with hosted("on-wager", {**SETTINGS, "EVENTS_FROM_ANYONE": switched}) as one:
+        assert one.client.post("/", data=b"no event").status_code == status

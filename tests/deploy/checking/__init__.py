@@ -2,14 +2,14 @@
 
 Each kustomization under `keda/`, `knative/` and `platform/` that no other one uses is built, and
 what comes out is held against the schemas of those who read it (`schemas`), against our rules
-(`policies`, `scaling`) and against the code (`agreement`).
+(`policies`, `scaling`, `eventing`) and against the code (`agreement`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.checking import agreement, policies, scaling, schemas
+from deploy.checking import agreement, eventing, policies, scaling, schemas
 from deploy.checking.building import Built, Problem, build_all
 from deploy.checking.tools import ROOT, ToolError, Tools
 
@@ -24,7 +24,7 @@ def check(root: Path, tools: Tools) -> tuple[list[Built], list[Problem]]:
         problems += broken
         # What has the wrong shape can't be asked what it means.
         if not broken:
-            for part in (policies, scaling, agreement):
+            for part in (policies, scaling, eventing, agreement):
                 problems += part.problems(one)
     problems += agreement.missing(built)
     return built, problems
