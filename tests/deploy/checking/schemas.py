@@ -154,8 +154,9 @@ def strict(schema: Mapping[str, Any]) -> Schema:
         made["type"] = [made["type"], "null"]
     if "properties" in schema:
         made["properties"] = {name: strict(one) for name, one in schema["properties"].items()}
-        if not schema.get("x-kubernetes-preserve-unknown-fields"):
-            made.setdefault("additionalProperties", False)
+        # Also where the API server would keep others (Knative's Trigger): Knative's webhooks, which
+        # decode strictly, would not.
+        made.setdefault("additionalProperties", False)
     for key in ("items", "additionalProperties"):
         if isinstance(schema.get(key), Mapping):
             made[key] = strict(schema[key])
