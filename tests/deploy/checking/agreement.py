@@ -258,12 +258,8 @@ def _lag(built: Built, name: str, trigger: Manifest) -> Iterator[str]:
         yield f"consumerGroup {group}: {name}'s is its own name"
     if topic not in TOPICS:
         yield f"topic {topic}: there is none of this name"
-    else:
-        constant = topic.upper().replace("-", "_")
-        several = re.search(r"^TOPICS = \((\w+), ", source, re.MULTILINE)
-        first = "TOPICS" if several and several[1] == constant else constant
-        if f"KafkaHost(NAME, {first}, " not in source:
-            yield f"topic {topic}: {name} does not read it first"
+    elif _first_topic(name) != topic.upper().replace("-", "_"):
+        yield f"topic {topic}: {name} does not read it first"
     if metadata.get("offsetResetPolicy") != "earliest":
         yield "offsetResetPolicy has to be earliest, as the host reads a new group"
     variable = metadata.get("bootstrapServersFromEnv")
@@ -277,6 +273,25 @@ def _lag(built: Built, name: str, trigger: Manifest) -> Iterator[str]:
         spoken = (metadata.get("sasl"), metadata.get("tls"))
         if spoken != ("scram_sha512", "enable") or "authenticationRef" not in trigger:
             yield "has to speak SCRAM-SHA-512 over TLS with its TriggerAuthentication"
+
+
+@cache
+def _first_topic(name: str) -> str | None:
+    """The constant of the topic that the function's host is given (first)."""
+    tree = ast.parse((ROOT / "functions" / name / "main.py").read_text("utf-8"))
+    tuples = {
+        target.id: node.value.elts[0]
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple) and node.value.elts
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "KafkaHost":
+            given = node.args[1]
+            first = tuples.get(ast.unparse(given), given)
+            return ast.unparse(first)
+    return None
 
 
 def _timer(one: Manifest) -> Iterator[str]:
