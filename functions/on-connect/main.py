@@ -28,11 +28,10 @@ from pydantic import BaseModel
 from leaderboard import telemetry
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.nchan_gateway import NchanGateway
-from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import RedisClient, check, connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
-from leaderboard.adapters.redis_erasures import RedisErasures
+from leaderboard.adapters.redis_entrance import RedisEntrance
 from leaderboard.errors import (
     ForbiddenError,
     LeaderboardError,
@@ -44,15 +43,7 @@ from leaderboard.events import CONNECTIONS, ConnectionDecided, Event, format_tim
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import ANY_ROLE, Answer, Call, HttpApp, Route
 from leaderboard.model import PlayerId, TournamentId, is_id
-from leaderboard.ports import (
-    Board,
-    Connections,
-    Erasures,
-    Feed,
-    Gateway,
-    Grant,
-    Outgoing,
-)
+from leaderboard.ports import Connections, Entrance, Feed, Gateway, Grant, Outgoing, Sight
 from leaderboard.reads import Tournaments
 from leaderboard.settings import (
     ClientGatewaySettings,
@@ -70,6 +61,8 @@ from leaderboard.wiring import engine_of, record_of, tokens_of
 SOURCE: Final = "/on-connect"
 TICKET_SECONDS: Final = 30
 RECORD_SECONDS: Final = 2.0
+LINGER_MS: Final = 5
+"""Attempts at the same time share a request to the broker, which costs it more than they do."""
 CLOSING_SECONDS: Final = 0.5
 CLOSING_BATCH: Final = 500
 STOP_SECONDS: Final = 10.0
@@ -83,8 +76,7 @@ class Ports:
 
     connections: Connections
     tournaments: Tournaments
-    erasures: Erasures
-    board: Board
+    entrance: Entrance
     feed: Feed
     gateway: Gateway
     client_url: str
@@ -113,10 +105,10 @@ def open_way(call: Call, ports: Ports) -> Answer:
     if caller.expires_at_ms <= _now_ms():
         attempt.record(ports, "token_over")
         raise UnauthenticatedError("the token's time is over")
-    if is_forgotten(player_id, tournament_id, ports):
+    if is_forgotten(ports.entrance.look(tournament_id, player_id), ports):
         attempt.record(ports, "player_erased")
         raise ForbiddenError("this player has been forgotten")
-    if ports.tournaments.find(tournament_id) is None:
+    if not ports.tournaments.knows(tournament_id):
         attempt.player_id = player_id
         attempt.record(ports, "unknown_tournament")
         raise NotFoundError("there is no such tournament")
@@ -148,20 +140,25 @@ def authorize(call: Call, ports: Ports) -> Answer:
     if grant is None:
         return attempt.refuse(ports, "unknown_ticket" if ticket else "no_ticket")
     attempt.tournament_id = grant.tournament_id
-    if is_forgotten(grant.player_id, grant.tournament_id, ports):
+    seen = ports.entrance.look(grant.tournament_id, grant.player_id)
+    if is_forgotten(seen, ports):
         return attempt.refuse(ports, "player_erased")
     attempt.player_id = grant.player_id
     if grant.expires_at_ms <= _now_ms():
         return attempt.refuse(ports, "token_over")
     attempt.record(ports, "allowed", allowed=True)
-    if ports.connections.holder(grant.tournament_id, grant.player_id) is None:
+    own_news = f"me.{grant.tournament_id}.{grant.player_id}"
+    if seen.holder is None:
         # A store that was emptied has forgotten whose sockets are open: they share this channel.
         # Before the lease: whoever gets theirs meanwhile is then the older of the two.
-        _close_at_once(ports, f"me.{grant.tournament_id}.{grant.player_id}")
-    before = ports.connections.lease(grant)
-    if before is not None:
-        _close_at_once(ports, f"conn.{before}")
-    if ports.erasures.is_erased(grant.player_id):
+        _close_at_once(ports, own_news)
+    entered = ports.entrance.enter(grant)
+    if entered.before is not None:
+        _close_at_once(ports, f"conn.{entered.before}")
+    elif seen.holder is not None:
+        # It was emptied since we looked.
+        _close_at_once(ports, own_news)
+    if entered.is_erased:
         # The erasure began while we decided, and may have looked for the lease before it stood.
         ports.connections.release(grant.tournament_id, grant.player_id)
         attempt.player_id = None
@@ -171,22 +168,17 @@ def authorize(call: Call, ports: Ports) -> Answer:
     return Answer(headers={"X-Accel-Redirect": "/subscribe", "X-Channels": channels})
 
 
-def is_forgotten(player_id: PlayerId, tournament_id: TournamentId, ports: Ports) -> bool:
-    """Whether the player has asked to be forgotten.
+def is_forgotten(seen: Sight, ports: Ports) -> bool:
+    """Whether the player who was looked at has asked to be forgotten.
 
     The request is one key of the store, and a shard may lose its own. Then the tournament's board
     still has a tombstone, and the record a mark, which is asked where no board can tell. Raises
     TransientError where nobody can: never a way in by mistake."""
-    if ports.erasures.is_erased(player_id):
+    if seen.is_asked:
         return True
-    told: bool | None = None
-    try:
-        told = ports.board.is_erased(tournament_id, player_id)
-    except TransientError as error:
-        logger.warning("the board is away", extra=telemetry.fields(error=str(error)))
-    if told is not None:
-        return told
-    return ports.tournaments.has_forgotten(ports.erasures.id_of(player_id))
+    if seen.tombstone is not None:
+        return seen.tombstone
+    return ports.tournaments.has_forgotten(seen.erasure_id)
 
 
 def _shown_channels(grant: Grant) -> list[str]:
@@ -341,7 +333,9 @@ _client_settings = load_or_exit(ClientGatewaySettings, os.environ)
 _client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url))
 _engine = engine_of(_database_settings)
 _record = record_of(_engine)
-_feed = FirstUse(lambda: KafkaFeed(_kafka_settings, timeout_seconds=RECORD_SECONDS))
+_feed = FirstUse(
+    lambda: KafkaFeed(_kafka_settings, timeout_seconds=RECORD_SECONDS, linger_ms=LINGER_MS)
+)
 _gateway = FirstUse(lambda: NchanGateway(_gateway_settings.publish_url))
 tokens = tokens_of(_token_settings)
 
@@ -350,8 +344,7 @@ def _make_ports() -> Ports:
     return Ports(
         connections=RedisConnections(_client()),
         tournaments=Tournaments(lambda: RedisDirectory(_client()), _record),
-        erasures=RedisErasures(_client(), _tombstone_settings.bytes()),
-        board=RedisBoard(_client(), _tombstone_settings.bytes()),
+        entrance=RedisEntrance(_client(), _tombstone_settings.bytes()),
         feed=_feed(),
         gateway=_gateway(),
         client_url=_client_settings.client_url,

@@ -49,7 +49,6 @@ class WagerIntake:
         self._tournaments = tournaments
         self._feed = feed
         self._known_seconds = known_seconds
-        self._known: set[TournamentId] = set()
 
     def accept(self, call: Call) -> Answer:
         """202 with the event's place, once every replica in sync has it."""
@@ -65,19 +64,17 @@ class WagerIntake:
     def _knows(self, tournament_id: TournamentId) -> bool:
         """Raises TransientError where nobody could tell: a list that was lost is no empty one."""
         until = time.monotonic() + self._known_seconds
-        while tournament_id not in self._known:
+        while True:
             is_last = time.monotonic() > until
             try:
-                if self._tournaments.find(tournament_id) is not None:
-                    self._known.add(tournament_id)
-                    break
+                if self._tournaments.knows(tournament_id):
+                    return True
             except TransientError:
                 if is_last:
                     raise
             if is_last:
                 return False
             time.sleep(0.1)
-        return True
 
 
 def app_of(

@@ -392,6 +392,47 @@ class Erasures(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Sight:
+    """What is known of a player who wants in, before it is decided."""
+
+    erasure_id: str
+    """Of the request to forget them that there is or would be."""
+    is_asked: bool
+    """Whether there is such a request; where there is, nothing else was looked at."""
+    tombstone: bool | None = None
+    """Whether the board says that it has erased them; None where no board can tell."""
+    holder: str | None = None
+    """The id of the player's connection; None without one, and where it can't be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """What became of an entry."""
+
+    before: str | None
+    """The id of the connection that had the lease before."""
+    is_erased: bool
+    """Whether somebody has asked to forget the player, looked at after the lease stood."""
+
+
+class Entrance(Protocol):
+    """The two questions of every decision about a connection, over erasures, board and leases.
+
+    Each is as good as the calls that it stands for, one after the other, and costs one round trip
+    where all of them lie on one server."""
+
+    def look(self, tournament_id: TournamentId, player_id: PlayerId) -> Sight:
+        """`Erasures.is_erased`, `Board.is_erased`, `Connections.holder`.
+
+        Raises TransientError where the request to forget can't be looked for. A board that is
+        away tells nothing, and takes the leases with it: they lie beside it."""
+
+    def enter(self, grant: Grant) -> Entered:
+        """`Connections.lease`, then `Erasures.is_erased`: an erasure that began in between has
+        looked for the lease either after it stood, or is seen here."""
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who calls, as the token says. `expires_at_ms` is the token's end."""
 

@@ -29,6 +29,8 @@ RECORD_SECONDS: Final = 2.0
 """The longest that a reader waits for the record; its slowest read takes a tenth of it."""
 LIST_SECONDS: Final = 2.0
 """How old the record's list may be: it only adds what the directory no longer shows."""
+KNOWN: Final = 10_000
+"""So many tournaments are remembered to exist, then it begins anew."""
 ASK_SECONDS: Final = 1.0
 BEHIND_SECONDS: Final = 2.0
 """The record may be so far ahead of a sound board, which applies the same log on its own."""
@@ -78,6 +80,20 @@ class Tournaments:
             trial=lambda: record().sequences([]),
         )
         self._listed: tuple[float, Sequence[Summary]] | None = None
+        self._known: set[TournamentId] = set()
+
+    def knows(self, tournament_id: TournamentId) -> bool:
+        """Whether there is such a tournament; raises as `find`.
+
+        One that was found is not asked for again: it never goes from both at once."""
+        if tournament_id in self._known:
+            return True
+        if self.find(tournament_id) is None:
+            return False
+        if len(self._known) >= KNOWN:
+            self._known.clear()
+        self._known.add(tournament_id)
+        return True
 
     def find(self, tournament_id: TournamentId) -> Summary | None:
         """One tournament, None where it is unknown to both.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from hypothesis import given
 from hypothesis import strategies as st
@@ -285,6 +285,20 @@ def test_what_was_under_way_to_a_hanging_broker_does_no_harm_when_it_wakes_up(
         assert seen(found) == list(range(1, 2_002))
     finally:
         server.stop()
+
+
+def test_record_waits_for_those_of_other_threads_as_long_as_it_is_told(kafka: str) -> None:
+    change = PositionChange(
+        TournamentId("t1"), PlayerId("p"), Offset(1), None, 1, Score(1), None, Cause("/s", "i"), 0
+    )
+    outgoing = [Outgoing(ev.POSITION_CHANGES, event_of(change))]
+    with contextlib.suppress(KafkaException):  # another test has made it
+        made(kafka, ev.POSITION_CHANGES)
+    with contextlib.closing(KafkaFeed(kafka_settings(kafka), linger_ms=600)) as feed:
+        feed.publish(outgoing)  # connects
+        began = time.monotonic()
+        feed.publish(outgoing)
+        assert 0.5 < time.monotonic() - began < 5
 
 
 def test_publish_works_again_after_the_broker_was_away(kafka: str, feeds: Feeds) -> None:

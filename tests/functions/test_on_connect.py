@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
+from redis.connection import AbstractConnection
 from werkzeug.serving import make_server
 
 import gateways
@@ -26,9 +27,11 @@ from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.adapters.redis_entrance import RedisEntrance
 from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.adapters.redis_scripts import keys_of
 from leaderboard.adapters.sql_record import SqlRecord
+from leaderboard.adapters.stepwise_entrance import StepwiseEntrance
 from leaderboard.errors import TransientError
 from leaderboard.events import CONNECTIONS, ConnectionDecided, PlayerErased
 from leaderboard.fold import LogEntry
@@ -132,11 +135,9 @@ def scene(
             gateway = NchanGateway(server.publish_url)
             directory = RedisDirectory(client)
             tournaments = Tournaments(lambda: directory, one.main._record)
-            board = RedisBoard(client, TOMBSTONE_KEY)
+            entrance = RedisEntrance(client, TOMBSTONE_KEY)
             one.main.ports.put(
-                one.main.Ports(
-                    connections, tournaments, erasures, board, feed, gateway, server.client_url
-                )
+                one.main.Ports(connections, tournaments, entrance, feed, gateway, server.client_url)
             )
             yield Scene(one, url, gateway, feed, connections, erasures, issuer, players, engine)
             one.main.closer.stop()
@@ -248,13 +249,11 @@ def test_tournament_that_only_the_record_knows_is_known(scene: Scene, redis_url:
 
 
 def test_lost_list_is_no_empty_one_while_the_record_is_away(scene: Scene, redis_url: str) -> None:
-    directory = RedisDirectory(connect(redis_url))
-    known = scene.one.main.ports()
-    nowhere = sql_engine.connect(loaded("postgresql://nobody@127.0.0.1:1/nowhere"))
-    away = Tournaments(lambda: directory, lambda: SqlRecord(nowhere))
-    scene.one.main.ports.put(replace(known, tournaments=away))
+    without_record(scene, redis_url)
     assert scene.post(scene.token("alice")).status_code == 201
-    directory.remove(T)
+    RedisDirectory(connect(redis_url)).remove(T)
+    assert scene.post(scene.token("alice")).status_code == 201, "who found it once knows it"
+    without_record(scene, redis_url)  # a process that has not found it yet
     answer = scene.post(scene.token("alice"))
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     assert [one.reason for one in scene.decided()] == []
@@ -343,21 +342,38 @@ def test_board_that_is_away_leaves_it_to_the_record(scene: Scene, redis_url: str
             raise TransientError("the board is away")
 
     forgotten(scene, redis_url, "board", "record")
-    scene.one.main.ports.put(replace(scene.one.main.ports(), board=BoardAway()))
+    away: Any = BoardAway()
+    entrance = StepwiseEntrance(scene.erasures, away, scene.connections)
+    scene.one.main.ports.put(replace(scene.one.main.ports(), entrance=entrance))
     assert scene.post(scene.token("alice")).status_code == 403
     assert scene.post(scene.token("bob")).status_code == 201
     without_record(scene, redis_url)
     assert scene.post(scene.token("bob")).status_code == 503
 
 
-def test_it_costs_a_decision_one_call_more(scene: Scene, redis_url: str) -> None:
-    with closing(connect(redis_url)) as client:
-        scene.way_in("alice")
-        client.config_resetstat()
-        scene.way_in("alice")
-        calls = {name: one["calls"] for name, one in client.info("commandstats").items()}
-    script = sum(calls.get(f"cmdstat_{one}", 0) for one in ("evalsha_ro", "eval_ro"))
-    assert (calls["cmdstat_exists"], script) == (1, 1)
+def test_store_is_asked_five_times_until_a_player_is_in(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most of what a connection costs is the way to the store and back."""
+    sent: list[str] = []
+    send: Any = AbstractConnection.send_packed_command
+
+    def counted(connection: Any, *args: Any, **options: Any) -> Any:
+        if threading.current_thread().name != "closer":
+            sent.append(threading.current_thread().name)
+        return send(connection, *args, **options)
+
+    scene.enter("bob")
+    token = scene.token("alice")
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", counted)
+    url = scene.post(token).json()["url"]
+    assert len(sent) == 2, "the look, and the ticket"
+    first = scene.players.connect(url)
+    assert len(sent) == 5, "the ticket, the look, and the lease with all that belongs to it"
+    second = scene.enter("alice")
+    assert len(sent) == 10, "one more is not dearer"
+    assert first.ends(2)
+    assert second.is_open()
 
 
 def test_erasure_during_the_decision_still_closes_the_door(scene: Scene) -> None:
@@ -372,6 +388,24 @@ def test_erasure_during_the_decision_still_closes_the_door(scene: Scene) -> None
     assert scene.players.refused(url) == 403
     assert [one.reason for one in scene.decided()] == ["allowed", "player_erased"]
     assert scene.connections.holder(T, PlayerId("alice")) is None
+
+
+def test_store_that_is_emptied_during_the_decision_leaves_no_older_socket(
+    scene: Scene, redis_url: str
+) -> None:
+    first = scene.enter("alice")
+    url = scene.way_in("alice")["url"]
+    publish = scene.feed.publish
+
+    def emptied_meanwhile(outgoing: Any) -> Any:
+        with closing(connect(redis_url)) as client:
+            client.flushall()
+        return publish(outgoing)
+
+    scene.feed.publish = emptied_meanwhile  # type: ignore[method-assign]
+    second = scene.players.connect(url)
+    assert first.ends(1)
+    assert second.is_open()
 
 
 def test_what_can_t_be_recorded_does_not_take_effect(scene: Scene) -> None:

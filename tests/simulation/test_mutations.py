@@ -197,7 +197,7 @@ def test_without_a_second_witness_a_lost_request_lets_the_player_in() -> None:
                 (
                     function("on-connect"),
                     "is_forgotten",
-                    lambda player_id, _, ports: ports.erasures.is_erased(player_id),
+                    lambda seen, _: seen.is_asked,
                 )
             ]
         }

@@ -31,6 +31,7 @@ from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.sql_archive import SqlArchive
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.adapters.sql_snapshot import SqlSnapshots
+from leaderboard.adapters.stepwise_entrance import StepwiseEntrance
 from leaderboard.codec import encode_kafka
 from leaderboard.errors import NotFoundError, TransientError
 from leaderboard.events import (
@@ -295,8 +296,7 @@ class World:
         self._connect_ports = function("on-connect").Ports(
             connections=None,
             tournaments=Tournaments(lambda: self.directory, lambda: port(self.record, "record")),
-            erasures=self.erasures,
-            board=self.board,
+            entrance=StepwiseEntrance(self.erasures, self.board, self.connections),
             feed=self.feed,
             gateway=self.gateway,
             client_url="",
@@ -470,9 +470,8 @@ class World:
     def connect(self, tournament_id: TournamentId, player_id: str) -> None:
         """A player opens the page: `on-connect` decides, tells, and only then lets them in."""
         try:
-            is_forgotten = function("on-connect").is_forgotten(
-                PlayerId(player_id), tournament_id, self._connect_ports
-            )
+            seen = self._connect_ports.entrance.look(tournament_id, PlayerId(player_id))
+            is_forgotten = function("on-connect").is_forgotten(seen, self._connect_ports)
         except TransientError:
             return
         if is_forgotten:

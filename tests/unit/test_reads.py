@@ -276,6 +276,26 @@ def test_functions_that_ask_seldom_try_each_time(scene: Scene) -> None:
     assert tournaments.find(T) is not None
 
 
+def test_tournament_that_was_found_stays_known(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, far = scene.near, scene.far
+    tournaments = Tournaments(lambda: near, lambda: far)  # type: ignore[arg-type,return-value]
+    assert not tournaments.knows(TournamentId("none"))
+    assert tournaments.knows(T)
+    far.is_away = near.is_away = True
+    assert tournaments.knows(T)
+    with pytest.raises(TransientError):
+        tournaments.knows(TournamentId("none"))
+    near.is_away = far.is_away = False
+    monkeypatch.setattr("leaderboard.reads.KNOWN", 1)
+    near.listed[TournamentId("next")] = near.listed[T]
+    assert tournaments.knows(TournamentId("next"))
+    far.is_away = near.is_away = True
+    with pytest.raises(TransientError):
+        tournaments.knows(T)
+
+
 def test_thread_ends_with_the_readers(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("leaderboard.reads.ASK_SECONDS", 0.02)
     floors = scene.reads._floors

@@ -48,10 +48,14 @@ class KafkaFeed:
     """`ports.Feed` over confluent-kafka. Connects on first use.
 
     `timeout_seconds` bounds one publish; what is not acknowledged by then raises
-    TransientError."""
+    TransientError. `linger_ms`: how long `publish` lets a record wait for those of other threads,
+    which then share a request; who sends in batches has nothing to wait for."""
 
-    def __init__(self, settings: KafkaSettings, timeout_seconds: float = 10) -> None:
+    def __init__(
+        self, settings: KafkaSettings, timeout_seconds: float = 10, linger_ms: int = 1
+    ) -> None:
         self._settings = settings
+        self._linger_ms = linger_ms
         self._timeout_seconds = timeout_seconds
         self._lock = threading.Lock()
         self._reporting: _Reporting | None = None
@@ -177,7 +181,11 @@ class KafkaFeed:
                 # The client looks for what is too old once a second.
                 timeout_seconds = max(self._timeout_seconds - 1, self._timeout_seconds / 2)
                 self._reporting = _Reporting(
-                    {**self._config(), "message.timeout.ms": int(timeout_seconds * 1000)}
+                    {
+                        **self._config(),
+                        "message.timeout.ms": int(timeout_seconds * 1000),
+                        "linger.ms": self._linger_ms,
+                    }
                 )
             return self._reporting
 

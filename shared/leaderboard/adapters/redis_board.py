@@ -16,7 +16,7 @@ import msgpack
 
 from leaderboard import telemetry
 from leaderboard.adapters.memory_board import told_again
-from leaderboard.adapters.redis_client import RedisClient, transient
+from leaderboard.adapters.redis_client import Command, RedisClient, transient
 from leaderboard.adapters.redis_restore import RedisRestore
 from leaderboard.adapters.redis_scripts import Script, Sent, foreign, keys_of, text_of
 from leaderboard.adapters.redis_steps import VERDICTS, changes_of, step_of
@@ -258,12 +258,23 @@ class RedisBoard:
         return self._view(tournament_id, "around", player_id, radius)
 
     def is_erased(self, tournament_id: TournamentId, player_id: PlayerId) -> bool | None:
+        return self.told_erased(self._read(*self._erased_call(tournament_id, player_id)))
+
+    def erased_command(self, tournament_id: TournamentId, player_id: PlayerId) -> Command:
+        """What `is_erased` sends, for who sends it together with others; the answer may be
+        NoScriptError."""
+        return self._read.command(*self._erased_call(tournament_id, player_id))
+
+    def told_erased(self, answer: Any) -> bool | None:
+        """What the answer means."""
+        return None if answer is None else answer[1] == b"E"
+
+    def _erased_call(self, tournament_id: TournamentId, player_id: PlayerId) -> tuple[Any, ...]:
         if self._tombstone_key is None:
             raise ValueError("only who holds the tombstone key can tell whom one stands for")
         mark = tombstone(self._tombstone_key, tournament_id, player_id)
         keys = keys_of(tournament_id)
-        answer = self._read((*keys[:4], keys[7]), -1, "out", mark)
-        return None if answer is None else answer[1] == b"E"
+        return (*keys[:4], keys[7]), -1, "out", mark
 
     def scores_at(self, tournament_id: TournamentId, ranks: Sequence[int]) -> Curve | None:
         answer = self._read(keys_of(tournament_id)[:4], -1, "scores", *ranks)

@@ -36,6 +36,8 @@ from leaderboard.errors import TransientError
 CHECK_SECONDS: Final = 1.0
 
 RedisClient = redis.Redis | RedisCluster
+Command = tuple[Any, ...]
+"""A command's name and what belongs to it."""
 
 _AWAY: Final = (
     RedisConnectionError,
@@ -136,6 +138,27 @@ def transient() -> Iterator[None]:
         if str(error).partition(" ")[0] in _AWAY_CODES:
             raise TransientError(f"Redis: {str(error).partition(' ')[0]}") from error
         raise
+
+
+def in_one_trip(client: redis.Redis, *commands: Command) -> list[Any]:
+    """The answers of a single server to these commands, done in this order: one round trip.
+
+    Commands of others may come in between. An answer may be an error: see `answer_of`. Raises
+    TransientError where the server does not answer; then any of them may be done."""
+    with transient():
+        pipeline: Any = client.pipeline(transaction=False)  # redis-py leaves it half untyped
+        for command in commands:
+            pipeline.execute_command(*command)
+        answers: list[Any] = pipeline.execute(raise_on_error=False)
+    return answers
+
+
+def answer_of(answer: Any) -> Any:
+    """The answer, if it is none that has to be raised; TransientError as everywhere."""
+    if isinstance(answer, Exception):
+        with transient():
+            raise answer
+    return answer
 
 
 def check(client: RedisClient) -> None:

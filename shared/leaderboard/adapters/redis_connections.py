@@ -112,7 +112,7 @@ class RedisConnections:
         if not players:
             return frozenset()
         with transient():
-            values: Any = self._client.hmget(_leases_key(tournament_id), list(players))
+            values: Any = self._client.hmget(leases_key(tournament_id), list(players))
         return frozenset(
             player
             for player, value in zip(players, values, strict=True)
@@ -137,7 +137,7 @@ class RedisConnections:
 
     def _held(self, tournament_id: TournamentId, player_id: PlayerId) -> bytes:
         with transient():
-            value: Any = self._client.hget(_leases_key(tournament_id), player_id)
+            value: Any = self._client.hget(leases_key(tournament_id), player_id)
         return value or b""
 
     def _swap(
@@ -149,7 +149,7 @@ class RedisConnections:
             now = self._now_ms()
             if held:
                 self._put_due({_connection_of(held): now + OPENING_MS})
-            key, ttl = _leases_key(tournament_id), max(until_ms - now, OPENING_MS)
+            key, ttl = leases_key(tournament_id), max(until_ms - now, OPENING_MS)
             with transient():
                 found: Any = self._client.eval(_SWAP, 1, key, player_id, held, value, str(ttl))
             if found == 1:
@@ -163,17 +163,23 @@ class RedisConnections:
             self._client.zadd(DUE, dict(times_ms), lt=True)
 
     def _unexpired(self, value: bytes) -> str | None:
-        expires_ms, _, connection_id = value.decode().partition(":")
-        if not connection_id or int(expires_ms) <= self._now_ms():
-            return None
-        return connection_id
+        return lease_of(value, self._now_ms())
+
+
+def lease_of(value: bytes, now_ms: int) -> str | None:
+    """Whose connection a stored lease is; None where there is none, or it has expired."""
+    expires_ms, _, connection_id = value.decode().partition(":")
+    if not connection_id or int(expires_ms) <= now_ms:
+        return None
+    return connection_id
 
 
 def _connection_of(value: bytes) -> str:
     return value.decode().partition(":")[2]
 
 
-def _leases_key(tournament_id: TournamentId) -> str:
+def leases_key(tournament_id: TournamentId) -> str:
+    """The hash of a tournament's leases."""
     return f"{{{tournament_id}}}:sockets"
 
 

@@ -63,13 +63,13 @@ class RedisErasures:
         next `mark` finds nothing pending."""
         erasure_id = self.id_of(player_id)
         with transient():
-            rows = self._client.eval(_BEGIN, 1, _key(erasure_id), player_id, str(now_ms))
+            rows = self._client.eval(_BEGIN, 1, erasure_key(erasure_id), player_id, str(now_ms))
         return _erasure(erasure_id, rows)
 
     def find(self, erasure_id: str) -> Erasure | None:
         """The request of this id."""
         with transient():
-            found: Any = self._client.hgetall(_key(erasure_id))
+            found: Any = self._client.hgetall(erasure_key(erasure_id))
         rows = [part for pair in found.items() for part in pair]
         return _erasure(erasure_id, rows) if rows else None
 
@@ -78,7 +78,7 @@ class RedisErasures:
         pending, the player's id is forgotten. Raises NotFoundError for an unknown request."""
         arguments = [part for pair in places.items() for part in pair]
         with transient():
-            rows = self._client.eval(_MARK, 1, _key(erasure_id), *arguments)
+            rows = self._client.eval(_MARK, 1, erasure_key(erasure_id), *arguments)
         if not rows:
             raise NotFoundError("there is no such erasure")
         return _erasure(erasure_id, rows)
@@ -88,15 +88,16 @@ class RedisErasures:
         of it stays."""
         place = f"{_PLACE.decode()}{BOARD_PLACE}{tournament_id}"
         with transient():
-            self._client.eval(_RESTORE, 1, _key(erasure_id), str(requested_at_ms), place)
+            self._client.eval(_RESTORE, 1, erasure_key(erasure_id), str(requested_at_ms), place)
 
     def is_erased(self, player_id: PlayerId) -> bool:
         """Whether the player has asked to be forgotten, ever."""
         with transient():
-            return bool(self._client.exists(_key(self.id_of(player_id))))
+            return bool(self._client.exists(erasure_key(self.id_of(player_id))))
 
 
-def _key(erasure_id: str) -> str:
+def erasure_key(erasure_id: str) -> str:
+    """The one key of a request."""
     return f"erasures:{erasure_id}"
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from redis import ConnectionPool, RedisCluster
 from redis.exceptions import NoScriptError, RedisError
 
-from leaderboard.adapters.redis_client import RedisClient, transient
+from leaderboard.adapters.redis_client import Command, RedisClient, transient
 from leaderboard.errors import ForeignLogError
 from leaderboard.model import TournamentId
 
@@ -44,6 +44,7 @@ class Script:
         self._client = client
         self._text = text
         self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        self._name = "EVALSHA_RO" if read_only else "EVALSHA"
         self._evalsha: Callable[..., Any] = client.evalsha_ro if read_only else client.evalsha
         self._eval: Callable[..., Any] = client.eval_ro if read_only else client.eval
 
@@ -53,6 +54,10 @@ class Script:
                 return self._evalsha(self._sha, len(keys), *keys, *args)
             except NoScriptError:
                 return self._eval(self._text, len(keys), *keys, *args)
+
+    def command(self, keys: Sequence[bytes], *args: object) -> Command:
+        """The call as it is sent first: NoScriptError is an answer to it."""
+        return (self._name, self._sha, len(keys), *keys, *args)
 
     def begin(self, keys: Sequence[bytes], *args: object) -> Sent:
         """Send the call and come back at once. Raises TransientError."""
