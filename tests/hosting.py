@@ -20,6 +20,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from leaderboard import events as ev
 from leaderboard.fold import LogEntry
+from leaderboard.hosts.repeating import Repeating
 from leaderboard.model import TournamentId
 from leaderboard.ports import Board, Directory, Summary
 from logs import LOG, TOMBSTONE_KEY
@@ -65,8 +66,9 @@ def hosted(folder: str, settings: Mapping[str, str] | None = None) -> Iterator[H
             yield Hosted(app.test_client(), sys.modules["main"])
         finally:
             # A function's own thread: left alone it would look for its servers for ever.
-            if (closer := getattr(sys.modules["main"], "closer", None)) is not None:
-                closer.stop()
+            for own in vars(sys.modules["main"]).values():
+                if isinstance(own, Repeating):
+                    own.stop()
             _stop_logging()
             sys.path[:] = path
             sys.modules.pop("main", None)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -42,6 +41,7 @@ from leaderboard.errors import (
 from leaderboard.events import CONNECTIONS, ConnectionDecided, Event, format_time_ms
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import ANY_ROLE, Answer, Call, HttpApp, Route
+from leaderboard.hosts.repeating import Repeating
 from leaderboard.model import PlayerId, TournamentId, is_id
 from leaderboard.ports import Connections, Entrance, Feed, Gateway, Grant, Outgoing, Sight
 from leaderboard.reads import Tournaments
@@ -65,7 +65,6 @@ LINGER_MS: Final = 5
 """Attempts at the same time share a request to the broker, which costs it more than they do."""
 CLOSING_SECONDS: Final = 0.5
 CLOSING_BATCH: Final = 500
-STOP_SECONDS: Final = 10.0
 MAX_USER_AGENT: Final = 512
 logger = logging.getLogger("on-connect")
 
@@ -245,51 +244,6 @@ def close_due(ports: Ports, now_ms: int) -> int:
     return closed
 
 
-class Closer:
-    """Closes what is due every half second, in a thread of each serving process."""
-
-    def __init__(self, make_ports: Callable[[], Ports]) -> None:
-        self._ports = make_ports
-        self._pid: int | None = None
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-
-    def start(self) -> None:
-        """Start the thread unless this process has it. A fork leaves threads behind."""
-        if self._pid == os.getpid():
-            return
-        with self._lock:
-            if self._pid != os.getpid():
-                self._pid = os.getpid()
-                self._thread = threading.Thread(target=self._run, name="closer", daemon=True)
-                self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread, and wait for that; it is not started again."""
-        self._stopped.set()
-        if self._thread is not None:
-            self._thread.join(STOP_SECONDS)
-
-    def after_fork(self) -> None:
-        """A lock that another thread held is held for ever in the child: take a new one."""
-        self._lock = threading.Lock()
-        self.start()
-
-    def _run(self) -> None:
-        was_away = False
-        while not self._stopped.wait(CLOSING_SECONDS):
-            try:
-                close_due(self._ports(), _now_ms())
-                was_away = False
-            except TransientError as error:
-                if not was_away:
-                    logger.warning("can't close sockets", extra=telemetry.fields(error=str(error)))
-                was_away = True
-            except Exception:
-                logger.exception("bug while closing sockets")
-
-
 # --- wiring ------------------------------------------------------------------------------------
 
 
@@ -352,7 +306,9 @@ def _make_ports() -> Ports:
 
 
 ports: FirstUse[Ports] = FirstUse(_make_ports)
-closer = Closer(ports)
+closer = Repeating(
+    "closer", CLOSING_SECONDS, lambda: close_due(ports(), _now_ms()), "can't close sockets"
+)
 
 
 _ready: dict[str, Callable[[], Any]] = {
