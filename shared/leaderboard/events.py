@@ -217,6 +217,10 @@ class TournamentScheduled(_Data):
     ends_at: Time
     rules: Rules
     prizes: Any = None
+    # A wish that nobody understands is no reason to refuse a tournament: any JSON is taken here.
+    prewarm: Any = Field(
+        None, description="Of its size: `floor`, `expected_players`, `lead_minutes`; all optional."
+    )
 
     @model_validator(mode="after")
     def _ends_after_start(self) -> TournamentScheduled:

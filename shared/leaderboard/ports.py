@@ -433,6 +433,31 @@ class Entrance(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Revision:
+    """A revision of a Knative Service. `version` is of what was read: a change names it.
+
+    `is_routed`: some traffic goes there; the others have no floor whatever they say."""
+
+    name: str
+    service: str
+    version: str
+    is_routed: bool
+    annotations: Mapping[str, str]
+
+
+class Revisions(Protocol):
+    """The revisions of Knative Services."""
+
+    def of(self, services: Iterable[str]) -> Sequence[Revision]:
+        """All revisions of these services, also those that no traffic goes to. Raises
+        TransientError as well where the cluster does not let us: it says so, and may be told to."""
+
+    def annotate(self, revision: Revision, changes: Mapping[str, str | None]) -> bool:
+        """Set these annotations (None: remove); False, and nothing done, where the revision is
+        another one by now or gone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who calls, as the token says. `expires_at_ms` is the token's end."""
 

@@ -83,6 +83,22 @@ READS: Final = Counter("leaderboard_reads", "Boards read, by who answered.", ["s
 AWAY: Final = Counter(
     "leaderboard_away", "Times that a dependency was found away by a reader.", ["dependency"]
 )
+FLOOR: Final = Gauge(
+    "leaderboard_floor_replicas",
+    "Replicas of a function that the schedule wants now.",
+    ["function"],
+)
+FLOOR_CLAIMED: Final = Gauge(
+    "leaderboard_floor_claimed_replicas", "Replicas that tournaments claim now, ceiling or not."
+)
+PREWARM_CONCERNS: Final = Counter(
+    "leaderboard_prewarm_concerns", "Schedules that can't be prepared for as wanted.", ["reason"]
+)
+REVISION_FLOORS: Final = Counter(
+    "leaderboard_revision_floors",
+    "Changes of a Knative revision's floor, by what became of them.",
+    ["service", "outcome"],
+)
 READY: Final = Gauge("leaderboard_ready", "1 when the process can do its work.", ["function"])
 REQUESTS: Final = Histogram(
     "leaderboard_request_seconds",

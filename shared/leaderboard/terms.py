@@ -43,6 +43,8 @@ class Terms(BaseModel):
     name: str
     rules: ev.Rules
     prizes: Any = None
+    prewarm: Any = None
+    """As it was scheduled (see `prewarming.wishes_of`)."""
     state: State
     starts_at_ms: int
     ends_at_ms: int
@@ -185,6 +187,7 @@ def _decide_schedule(
         name=data.name,
         rules=rules,
         prizes=data.prizes,
+        prewarm=data.prewarm,
         state=State.SCHEDULED if terms is None else terms.state,
         starts_at_ms=ev.to_ms(data.starts_at),
         ends_at_ms=ends_at_ms,

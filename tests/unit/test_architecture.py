@@ -22,7 +22,7 @@ CORE = {
     "schemas",
     "ports",
 }
-CORE |= {"errors", "frames", "audit", "partitioning", "dead_letters", "record_ports"}
+CORE |= {"errors", "frames", "audit", "partitioning", "dead_letters", "record_ports", "prewarming"}
 LEAVES = {"settings", "telemetry"}
 JOINING = {"guard", "reads", "rebuild"}
 """What several functions make of several ports; they know no adapter."""

@@ -31,6 +31,8 @@ def test_a_player_s_name_is_shown_as_it_is(name: str) -> None:
         (["--starts", "+5m", "--ends", "+1m"], "ends_at must come after starts_at"),
         (["--name", "a" * 65], "name: "),
         (["--prizes", "{"], "Expecting property name"),
+        (["--lead", "2d"], "lead_minutes: "),
+        (["--lead", "soon"], "no duration"),
     ],
 )
 def test_an_impossible_schedule_is_one_line(words: list[str], told: str, tmp_path: Path) -> None:
