@@ -6,10 +6,11 @@ SQLAlchemy, joserfc and httpx were a third of a start; who is ready has time for
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leaderboard.hosts.first_use import FirstUse
-from leaderboard.ports import Tokens
+from leaderboard.ports import Revisions, Tokens
 from leaderboard.record_ports import Record, Snapshots
 from leaderboard.settings import DatabaseSettings, TokenSettings
 
@@ -46,6 +47,19 @@ def snapshots_of(engine: Callable[[], Engine]) -> FirstUse[Snapshots]:
         from leaderboard.adapters.sql_snapshot import SqlSnapshots  # noqa: PLC0415 - see above
 
         return SqlSnapshots(engine())
+
+    return FirstUse(make)
+
+
+def revisions_of(api_url: str, account_folder: Path) -> FirstUse[Revisions]:
+    """The revisions of Knative Services, seen and changed as this pod's ServiceAccount."""
+
+    def make() -> Revisions:
+        from leaderboard.adapters.knative_revisions import (  # noqa: PLC0415 - see above
+            KnativeRevisions,
+        )
+
+        return KnativeRevisions(api_url, account_folder)
 
     return FirstUse(make)
 
