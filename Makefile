@@ -62,7 +62,8 @@ check: $(STAMP) ## Style, types, generated files: verifies, changes nothing.
 	@$(BIN)/mypy shared
 	@$(BIN)/mypy tests
 	@# Several modules are called main: one run each.
-	@for main in functions/*/main.py; do echo "mypy $$main"; $(BIN)/mypy "$$main"; done
+	@for main in functions/*/main.py; do echo "mypy $$main"; \
+		MYPYPATH="$$(dirname "$$main")" $(BIN)/mypy "$$main"; done
 	@$(BIN)/leaderboard schemas --check
 	@$(BIN)/leaderboard openapi --check
 

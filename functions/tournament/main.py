@@ -9,6 +9,8 @@ anew can still be ended.
 
 A timer event makes it write the starts and ends that are due, under ids that are the same from
 every replica, so that only the first of them counts.
+
+The schedule also says how many replicas the functions need, see `prewarm`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from flask import Request, Response
+from prewarm import PASS_SECONDS, FloorNow, Floors, Prewarmed, PrewarmSettings, Raising
 from pydantic import BaseModel, ConfigDict, Field
 
 from leaderboard import events as ev
@@ -34,8 +37,10 @@ from leaderboard.errors import NotFoundError, Refusal, TransientError
 from leaderboard.fold import LogEntry, Terms, decide, event_key
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import Answer, Call, HttpApp, ProblemError, Route
+from leaderboard.hosts.repeating import Repeating
 from leaderboard.model import Disposition, Offset, State, TournamentId
 from leaderboard.ports import Feed, Outgoing, Summary
+from leaderboard.prewarming import Wishes
 from leaderboard.reads import Reads
 from leaderboard.settings import (
     DatabaseSettings,
@@ -45,7 +50,7 @@ from leaderboard.settings import (
     TokenSettings,
     load_or_exit,
 )
-from leaderboard.wiring import engine_of, record_of, tokens_of
+from leaderboard.wiring import engine_of, record_of, revisions_of, tokens_of
 
 SOURCE: Final = "/tournament"
 TIMER_TYPES: Final = ("io.leaderboard.timer.ticked.v1", "dev.knative.sources.ping")
@@ -102,15 +107,36 @@ class Written(BaseModel):
     offset: int
 
 
+class Schedule(ev.TournamentScheduled):
+    """A schedule as operators give it: wishes that nobody understands are refused here."""
+
+    prewarm: Wishes | None = None
+
+
+class Scheduled(Written):
+    """How the tournament is prepared for; null where it wants nothing, or nobody could tell."""
+
+    prewarm: Prewarmed | None
+
+
 # --- operators ---------------------------------------------------------------------------------
 
 
-def schedule(call: Call, ports: Ports) -> Answer:
-    """Schedule a tournament, or change the schedule of one that is not over."""
-    data: ev.TournamentScheduled = call.body
-    written = _write(call, ports, data)
-    where = {"Location": f"/v1/tournaments/{data.tournament_id}"}
-    return Answer(written, status=201, headers=where)
+def scheduling(floors: Floors) -> Callable[[Call, Ports], Answer]:
+    """The operation that schedules, and tells what `floors` can't do for the tournament."""
+
+    def schedule(call: Call, ports: Ports) -> Answer:
+        """Schedule a tournament, or change the schedule of one that is not over."""
+        given: Schedule = call.body
+        floors.check(given.prewarm)
+        data = ev.TournamentScheduled.model_validate_json(call.raw_body)
+        written, terms = _write(call, ports, data)
+        prewarm = None if terms is None else floors.review(TournamentId(data.tournament_id), terms)
+        where = {"Location": f"/v1/tournaments/{data.tournament_id}"}
+        answer = Scheduled(event_id=written.event_id, offset=written.offset, prewarm=prewarm)
+        return Answer(answer, status=201, headers=where)
+
+    return schedule
 
 
 def start(call: Call, ports: Ports) -> Answer:
@@ -137,7 +163,7 @@ def adjust(call: Call, ports: Ports) -> Answer:
         reason=call.body.reason,
         decided_by=call.authenticated().subject,
     )
-    return Answer(_write(call, ports, data), status=202)
+    return Answer(_write(call, ports, data)[0], status=202)
 
 
 def disqualify(call: Call, ports: Ports) -> Answer:
@@ -148,7 +174,7 @@ def disqualify(call: Call, ports: Ports) -> Answer:
         reason=call.body.reason,
         decided_by=call.authenticated().subject,
     )
-    return Answer(_write(call, ports, data), status=202)
+    return Answer(_write(call, ports, data)[0], status=202)
 
 
 _Control = ev.TournamentStarted | ev.TournamentEnded | ev.TournamentCancelled
@@ -158,10 +184,11 @@ def _decide(call: Call, ports: Ports, model: type[_Control]) -> Answer:
     given = {} if call.body is None or call.body.reason is None else {"reason": call.body.reason}
     tournament_id, decided_by = call.path["tournament_id"], call.authenticated().subject
     data = model(tournament_id=tournament_id, decided_by=decided_by, **given)
-    return Answer(_write(call, ports, data), status=202)
+    return Answer(_write(call, ports, data)[0], status=202)
 
 
-def _write(call: Call, ports: Ports, data: ev.Data) -> Written:
+def _write(call: Call, ports: Ports, data: ev.Data) -> tuple[Written, Terms | None]:
+    """What was written, and the terms that the fold makes of it as things stand."""
     event_id = call.headers.get("Idempotency-Key") or str(uuid.uuid4())
     event = ev.Event(event_id, SOURCE, _now_ms(), data)
     event = event._replace(subject=event.player_id)
@@ -169,10 +196,10 @@ def _write(call: Call, ports: Ports, data: ev.Data) -> Written:
     tournament_id = event.tournament_id
     if tournament_id is None:
         raise AssertionError("operators write to the log of one tournament")
-    _check(event, _terms(tournament_id, ports))
+    terms = _checked(event, _terms(tournament_id, ports))
     offset = ports.feed.publish([Outgoing(ev.WAGERS, event)])[0]
     _wait_until_shown(ports, tournament_id, offset)
-    return Written(event_id=event_id, offset=offset)
+    return Written(event_id=event_id, offset=offset), terms
 
 
 def _terms(tournament_id: TournamentId, ports: Ports) -> Terms | None:
@@ -181,17 +208,17 @@ def _terms(tournament_id: TournamentId, ports: Ports) -> Terms | None:
     return None if seen is None else seen.view.terms
 
 
-def _check(event: ev.Event, terms: Terms | None) -> None:
-    """Refuse what the fold would not count, as things stand."""
+def _checked(event: ev.Event, terms: Terms | None) -> Terms | None:
+    """The terms after the event. Refuses what the fold would not count, as things stand."""
     data, now_ms = event.data, _now_ms()
     if terms is not None and event_key(event).hex() in terms.control_ids:
-        return  # the same request again: it may have ended what it now finds ended
+        return terms  # the same request again: it may have ended what it now finds ended
     if isinstance(data, ev.TournamentScheduled) and ev.to_ms(data.ends_at) <= now_ms:
         raise ProblemError(422, "ends_at has passed.")
     if isinstance(data, ev.TournamentStarted) and terms and terms.state is State.RUNNING:
         raise ProblemError(409, "The tournament is running.", state=State.RUNNING.value)
     after = Offset(0 if terms is None else terms.revision + 1)
-    verdict = decide(terms, LogEntry(after, now_ms, event)).verdict
+    changed, verdict = decide(terms, LogEntry(after, now_ms, event))
     if verdict is Refusal.UNKNOWN_TOURNAMENT:
         raise NotFoundError("there is no such tournament")
     if verdict is Disposition.UNSUPPORTED:
@@ -199,6 +226,7 @@ def _check(event: ev.Event, terms: Terms | None) -> None:
     if isinstance(verdict, Disposition | Refusal) and verdict is not Disposition.APPLIED:
         state = None if terms is None else terms.state.value
         raise ProblemError(409, f"The tournament is {state}.", reason=verdict.value, state=state)
+    return changed
 
 
 def _unsupported(data: ev.Data, terms: Terms | None) -> str:
@@ -292,8 +320,11 @@ class TimerSettings(BaseModel):
 
     end_grace_seconds: float = Field(60, alias="END_GRACE_SECONDS", ge=0, le=86_400)
 
+    def grace_ms(self) -> int:
+        return int(self.end_grace_seconds * 1000)
 
-def routes(ports: Callable[[], Ports], timer: TimerSettings) -> list[Route]:
+
+def routes(ports: Callable[[], Ports], timer: TimerSettings, floors: Floors) -> list[Route]:
     """The operations of this function; `ports` is called with each request."""
 
     def operators(
@@ -301,6 +332,7 @@ def routes(ports: Callable[[], Ports], timer: TimerSettings) -> list[Route]:
         handler: Callable[[Call, Ports], Answer],
         body: type[BaseModel],
         status: int = 202,
+        answer: type[BaseModel] = Written,
     ) -> Route:
         return Route(
             "POST",
@@ -310,16 +342,16 @@ def routes(ports: Callable[[], Ports], timer: TimerSettings) -> list[Route]:
             OPERATORS,
             body=body,
             body_optional=body is Decision,
-            answers={status: Written},
+            answers={status: answer},
             headers={"Idempotency-Key": "The event's id: the same request counts once."},
             problems=frozenset({409}),
             max_body_bytes=MAX_BODY_BYTES,
         )
 
     one = "/<tournament_id>"
-    tick = Timer(ports, int(timer.end_grace_seconds * 1000))
+    tick = Timer(ports, timer.grace_ms())
     return [
-        operators("", schedule, ev.TournamentScheduled, 201),
+        operators("", scheduling(floors), Schedule, 201, Scheduled),
         operators(f"{one}/start", start, Decision),
         operators(f"{one}/end", end, Decision),
         operators(f"{one}/cancel", cancel, Decision),
@@ -327,6 +359,16 @@ def routes(ports: Callable[[], Ports], timer: TimerSettings) -> list[Route]:
         operators(f"{one}/disqualifications", disqualify, Disqualification),
         # Open, as a timer has no token: it only does what time would do. Cluster-local.
         Route("POST", "/", "A timer's event.", tick, None, answers={204: None}),
+        # Open as well: KEDA has no token, and a number of replicas is no secret. Cluster-local.
+        Route(
+            "GET",
+            "/internal/v1/floors/<function>",
+            Floors.__call__.__doc__ or "",
+            floors,
+            None,
+            answers={200: FloorNow},
+            problems=frozenset({503}),
+        ),
     ]
 
 
@@ -347,11 +389,21 @@ _record = record_of(_engine)
 _reads = FirstUse(lambda: Reads(_board, lambda: RedisDirectory(_client()), _record))
 ports = FirstUse(lambda: Ports(_reads(), _feed()))
 tokens = tokens_of(_token_settings)
+_timer_settings = load_or_exit(TimerSettings, os.environ)
+_prewarm_settings = load_or_exit(PrewarmSettings, os.environ)
+floors = Floors(lambda: ports().reads, _prewarm_settings.policy(_timer_settings.grace_ms()))
+_revisions = revisions_of(_prewarm_settings.api_url, _prewarm_settings.account_folder)
+raiser = Repeating(
+    "raiser",
+    PASS_SECONDS,
+    Raising(_revisions, floors, _prewarm_settings.raised()),
+    "can't set the floors of Knative Services",
+)
 
 
 app = HttpApp(
     "tournament",
-    routes(ports, load_or_exit(TimerSettings, os.environ)),
+    routes(ports, _timer_settings, floors),
     tokens=tokens,
     ready={
         "redis or database": lambda: _reads().check(lambda: check(_client())),
@@ -359,8 +411,12 @@ app = HttpApp(
     },
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )
+if _prewarm_settings.raised():
+    os.register_at_fork(after_in_child=raiser.after_fork)
 
 
 def tournament(request: Request) -> Response:
     """The entry that functions-framework serves."""
+    if _prewarm_settings.raised():
+        raiser.start()
     return app(request)

@@ -22,6 +22,7 @@ from leaderboard.cli.context import (
     progress_console,
 )
 from leaderboard.events import TournamentScheduled
+from leaderboard.prewarming import Wishes
 
 POLL_SECONDS = 0.3
 _DURATION = re.compile(r"(\d+)(s|m|h|d)")
@@ -93,6 +94,9 @@ def tournament() -> None:
 @click.option("--min-stake", type=click.IntRange(0), help="Minor units.")
 @click.option("--join", type=click.Choice(["open", "required"]), default="open", show_default=True)
 @click.option("--prizes", help="JSON, kept as it is.")
+@click.option("--players", type=click.IntRange(0), help="Expected: replicas are made for them.")
+@click.option("--floor", type=click.IntRange(0), help="Replicas of each function instead.")
+@click.option("--lead", help="How long before the start they are wanted: 45m, 2h.")
 def schedule(  # noqa: PLR0913 - click gives every option its own argument
     *,
     tournament_id: str,
@@ -108,6 +112,9 @@ def schedule(  # noqa: PLR0913 - click gives every option its own argument
     min_stake: int | None,
     join: str,
     prizes: str | None,
+    players: int | None,
+    floor: int | None,
+    lead: str | None,
 ) -> None:
     """Checked by the same model as the event."""
     starts_at = _moment(starts)
@@ -131,11 +138,22 @@ def schedule(  # noqa: PLR0913 - click gives every option its own argument
     try:
         if prizes is not None:
             body["prizes"] = json.loads(prizes)
+        if wishes := _wishes(players, floor, lead):
+            body["prewarm"] = wishes
+            Wishes.model_validate_json(json.dumps(wishes))
         TournamentScheduled.model_validate_json(json.dumps(body))
     except ValueError as error:
         raise CommandError(f"the schedule would be refused: {first_fault(error)}") from None
-    _operator().call("TOURNAMENT_URL", "POST", "/v1/tournaments", json=body)
+    answer = _operator().call("TOURNAMENT_URL", "POST", "/v1/tournaments", json=body)
     console.print(f"{tournament_id}: scheduled, {starts_at:%F %T %Z} to {ends_at:%F %T %Z}")
+    for warned in (answer.get("prewarm") or {}).get("warnings", []):
+        console.print(f"{tournament_id}: {warned['detail']}", highlight=False, markup=False)
+
+
+def _wishes(players: int | None, floor: int | None, lead: str | None) -> dict[str, int]:
+    lead_minutes = None if lead is None else _duration(lead) // timedelta(minutes=1)
+    given = {"expected_players": players, "floor": floor, "lead_minutes": lead_minutes}
+    return {name: number for name, number in given.items() if number is not None}
 
 
 def _operator() -> Api:
