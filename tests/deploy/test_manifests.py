@@ -12,12 +12,14 @@ import pytest
 import yaml
 
 from deploy import checking, mutations
-from deploy.checking import ROOT, Problem, ToolError, Tools, agreement, policies, tools
+from deploy.checking import ROOT, Problem, ToolError, Tools, agreement, policies, scaling, tools
 from deploy.mutations import Mutation
 from hosting import hosted
-from leaderboard import settings
+from leaderboard import prewarming, settings
+from leaderboard.adapters import knative_revisions
 from leaderboard.errors import SettingsError
 from leaderboard.settings import KafkaSettings, load
+from leaderboard.stack.topics import PRODUCTION_PARTITIONS
 
 TOOLS = Tools()
 Copy = Callable[[], Path]
@@ -137,8 +139,9 @@ def example() -> dict[str, str]:
     }
 
 
-def test_example_is_refused_until_its_secrets_are_filled_in() -> None:
-    environ = example()
+def test_example_is_refused_until_its_secrets_are_filled_in(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("as Kubernetes mounts it")
+    environ = example() | {"KUBERNETES_ACCOUNT_FOLDER": str(tmp_path)}
     assert load(KafkaSettings, environ).security_protocol == "SASL_SSL"
     with pytest.raises(SettingsError, match="TOMBSTONE_KEY"):
         load(settings.TombstoneSettings, environ)
@@ -161,3 +164,45 @@ def test_scaler_speaks_to_kafka_as_the_example_does() -> None:
     for name in agreement.KAFKA_FUNCTIONS:
         text = (ROOT / f"keda/base/{name}/scaledobject.yaml").read_text("utf-8")
         assert re.search(r"sasl: (\w+)", text)[1] == spoken  # type: ignore[index]
+
+
+def test_tournament_may_do_what_it_does_in_the_cluster_and_no_more() -> None:
+    """What it does is recorded by a server, in tests/functions/test_prewarm.py: lists, patches."""
+    access = ROOT / "knative/base/tournament/access.yaml"
+    role, binding = yaml.safe_load_all(access.read_text("utf-8"))
+    assert role["rules"] == [
+        {
+            "apiGroups": [knative_revisions.GROUP],
+            "resources": ["revisions"],
+            "verbs": ["list", "patch"],
+        }
+    ]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "tournament"}]
+
+
+def test_floors_of_the_schedule_fit_the_manifests() -> None:
+    """What a schedule may ask for lies between the manifests' floors and ceilings, and fits the
+    partitions that there are."""
+    with hosted("tournament") as one:
+        default = load(one.main.PrewarmSettings, {})
+    assert (default.least, default.ceiling) == (scaling.PRODUCTION_FLOOR, PRODUCTION_PARTITIONS)
+    assert set(agreement.KAFKA_FUNCTIONS) == prewarming.BY_PARTITION
+    given = {key: value for key, value in example().items() if key.startswith("PREWARM")}
+    raised = set(given["PREWARM_SERVICES"].split(","))
+    assert raised == prewarming.SERVICES <= agreement.HTTP_FUNCTIONS.keys()
+    assert given == {
+        "PREWARM_LEAD_MINUTES": str(default.lead_minutes),
+        "PREWARM_FLOOR": str(default.floor),
+        "PREWARM_PLAYERS_PER_REPLICA": str(default.players_per_replica),
+        "PREWARM_SERVICES": given["PREWARM_SERVICES"],
+    }
+
+
+def test_keda_asks_where_tournament_tells_floors() -> None:
+    with hosted("tournament") as one:
+        rules = one.main.app.openapi()["paths"]
+    assert "/internal/v1/floors/{function}" in rules
+    assert scaling.FLOOR_URL.fullmatch(
+        "http://tournament.leaderboard.svc.cluster.local/internal/v1/floors/on-wager"
+    )
