@@ -126,7 +126,7 @@ class TornFeed:
     def publish(self, outgoing: Sequence[Outgoing]) -> Mapping[int, Offset]:
         raise AssertionError("on-wager publishes nothing else")
 
-    def begin_changes(self, changes: Sequence[PositionChange]) -> int:
+    def begin_changes(self, changes: Sequence[PositionChange], taken_in_ms: int = 0) -> int:
         for change in changes:
             self.countdown.step()
             self.changes.append(change)

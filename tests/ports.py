@@ -39,7 +39,7 @@ class MemoryFeed:
                 self._on_publish(one.topic, entry)
         return offsets
 
-    def begin_changes(self, changes: Sequence[PositionChange]) -> int:
+    def begin_changes(self, changes: Sequence[PositionChange], taken_in_ms: int = 0) -> int:
         self.publish_changes(changes)
         return 0
 

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 from leaderboard import telemetry
 from leaderboard.adapters.kafka_feed import KafkaFeed
@@ -56,6 +57,22 @@ AGAIN_SECONDS = 5.0
 OVER = frozenset({State.ENDED, State.CANCELLED})
 
 
+class Times(NamedTuple):
+    """When a wager happened, and when Kafka took it in (or one before it)."""
+
+    event_ms: int
+    ingest_ms: int
+
+    def pushed(self, frame: str, now_ms: int) -> None:
+        """What shows the wager is with the gateway."""
+        for since, then_ms in (("event", self.event_ms), ("ingest", self.ingest_ms)):
+            seconds = max(now_ms - then_ms, 0) / 1000
+            telemetry.PUSH_LATENCY.labels(frame, since).observe(seconds)
+
+
+NEVER: Final = Times(0, 0)
+
+
 @dataclass(slots=True)
 class _Moved:
     """A player's changes since their last frame: where they were, and the newest of them."""
@@ -78,6 +95,9 @@ class _Watched:
     top_at: float = -math.inf
     shown: tuple[int, int] = (-1, 0)
     """Sequence and players of the board when `top` was last sent."""
+    moved_times: Times = NEVER
+    """Of the oldest wager that no `position` frame shows yet."""
+    top_times: Times = NEVER
     has_new_curve: bool = False
     curve_at: float = -math.inf
     state: State | None = None
@@ -93,12 +113,14 @@ class OnRankChange(InOneStep):
         connections: Connections,
         gateway: Gateway,
         clock: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._board = board
         self._directory = directory
         self._connections = connections
         self._gateway = gateway
         self._clock = clock
+        self._now_ms = now_ms
         self._partitions: dict[Place, int] = {}
         """Owned ones, with the number of partitions that their topic has."""
         self._watched: dict[TournamentId, _Watched] = {}
@@ -128,7 +150,7 @@ class OnRankChange(InOneStep):
             tournament_id = TournamentId(data.tournament_id)
             watched = self._watched.setdefault(tournament_id, _Watched(batch.place))
             if data.sequence > watched.sequence:
-                note(watched, data, entry.offset)
+                note(watched, data, entry.offset, Times(entry.event.time_ms, entry.logged_at_ms))
         self.tick()
         return ()
 
@@ -194,6 +216,8 @@ class OnRankChange(InOneStep):
         ]
         self._gateway.publish(frames)
         telemetry.FRAMES.labels("position").inc(len(frames))
+        if frames:
+            watched.moved_times.pushed("position", self._now_ms())
         watched.moved.clear()
         watched.moved_since = None
         watched.positions_at = now
@@ -207,6 +231,8 @@ class OnRankChange(InOneStep):
                 frames.insert(0, tournament_frame(view))
             self._gateway.publish(frames)
             telemetry.FRAMES.labels("top").inc()
+            if watched.top_since is not None:
+                watched.top_times.pushed("top", self._now_ms())
             watched.state = view.terms.state
             shown = (view.sequence, view.players)
             watched.has_new_curve |= shown != watched.shown
@@ -233,7 +259,7 @@ class OnRankChange(InOneStep):
         watched.curve_at = now
 
 
-def note(watched: _Watched, data: PositionChanged, offset: Offset) -> None:
+def note(watched: _Watched, data: PositionChanged, offset: Offset, times: Times) -> None:
     """Remember a change until its frames are sent."""
     watched.sequence = data.sequence
     player_id = PlayerId(data.player_id)
@@ -243,9 +269,9 @@ def note(watched: _Watched, data: PositionChanged, offset: Offset) -> None:
     old_rank = data.old_rank if before is None else before.old_rank
     watched.moved[player_id] = _Moved(old_rank, data)
     if watched.moved_since is None:
-        watched.moved_since = offset
+        watched.moved_since, watched.moved_times = offset, times
     if watched.top_since is None:
-        watched.top_since = offset
+        watched.top_since, watched.top_times = offset, times
     else:
         telemetry.COALESCED.labels("top").inc()
 

@@ -122,6 +122,7 @@ class Losses:
             if start < low:
                 start = owned.done = self._bridge(assignment, start)
         if start < committed:
+            telemetry.BOARDS_BEHIND.inc()
             logger.warning(
                 "the boards are behind the group",
                 extra=telemetry.fields(partition=partition, boards=start, lost=len(lost)),
@@ -229,6 +230,7 @@ class Losses:
         and each shard of a cluster loses on its own. So all boards of the partition are compared
         with the record, and made anew where they are behind. Raises TransientError while the
         record is away: until then the log waits, and so do reads of these boards."""
+        telemetry.BOARDS_BEHIND.inc()
         place = owned.place
         advanced = self._progress.read(owned.log_id, place.partition)
         restored = self._rebuild.restore(owned.log_id, place.partition, owned.done)

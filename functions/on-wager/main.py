@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -74,6 +75,7 @@ SPACING_SECONDS: Final = 0.01
 logger = logging.getLogger(NAME)
 
 
+LONGEST_AGE_MS: Final = 3_600_000
 NO_BOARD: Final = BatchApplied(None, Offset(0), None, False, (), ())
 
 
@@ -226,7 +228,7 @@ class OnWager:
             changes += call.applied.unconfirmed
             refused += refusals(call.entries, call.applied)
             record_dispositions(call.tournament_id, call.entries, call.applied)
-        work.emitting = self._feed.begin_changes(changes)
+        work.emitting = self._feed.begin_changes(changes, taken_in_ms(work.calls))
         return refused
 
     def settle(self, batch: Batch) -> None:
@@ -268,6 +270,19 @@ class OnWager:
 
     def tick(self) -> float:
         return self._losses.look(self._owned.values())
+
+
+def taken_in_ms(calls: Iterable[_Call]) -> int:
+    """When Kafka took in the oldest event behind the changes of these calls; 0 without any. Of a
+    change that is told again, by its event's own time: its place in the log lies before the batch.
+
+    An hour ago at most, so that the changes don't grow too old for their topic at once."""
+    oldest: list[int] = []
+    for call in calls:
+        if call.applied is not None and call.applied.unconfirmed:
+            first, entry = call.applied.unconfirmed[0], call.entries[0]
+            oldest.append(entry.logged_at_ms if first.sequence >= entry.offset else first.time_ms)
+    return max(min(oldest), time.time_ns() // 1_000_000 - LONGEST_AGE_MS) if oldest else 0
 
 
 def _name_of(batch: Batch) -> tuple[Place, Offset]:

@@ -280,8 +280,11 @@ class Feed(Protocol):
     def publish_changes(self, changes: Sequence[PositionChange]) -> None:
         """The same for position changes, in order, on the hot path."""
 
-    def begin_changes(self, changes: Sequence[PositionChange]) -> int:
+    def begin_changes(self, changes: Sequence[PositionChange], taken_in_ms: int = 0) -> int:
         """As `publish_changes` without waiting; a number for `confirm_changes`.
+
+        `taken_in_ms`, if not 0, becomes the records' time: when Kafka took in the oldest event
+        behind them. Whoever pushes them knows by it how long that took.
 
         Waits for what was begun before. Raises TransientError; then whatever was begun and is
         not confirmed may or may not have arrived, but nothing without what was begun before it."""
@@ -351,6 +354,9 @@ class Connections(Protocol):
     def closed(self, connection_ids: Sequence[str]) -> None:
         """These were closed; they are due no more."""
 
+    def count(self) -> int:
+        """How many there are: held by someone, or about to be closed."""
+
 
 BOARD_PLACE: Final = "board:"
 """With a tournament's id behind it, the place of its board in an erasure."""
@@ -386,6 +392,9 @@ class Erasures(Protocol):
     def restore(self, erasure_id: str, tournament_id: TournamentId, requested_at_ms: int) -> None:
         """The log says that there was such a request, and that this board is done. What is known
         of it stays."""
+
+    def pending(self, limit: int) -> tuple[int, Sequence[Erasure]]:
+        """How many requests have a place pending, and the oldest of them."""
 
     def is_erased(self, player_id: PlayerId) -> bool:
         """Whether the player has asked to be forgotten, ever."""

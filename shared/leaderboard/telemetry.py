@@ -1,5 +1,8 @@
 """Every metric of the platform, in one place, and structured logs.
 
+A metric is declared here and nowhere else: name, kind, unit, labels, meaning. `docs/metrics.md` is
+written from these declarations, and rules and dashboards are checked against them.
+
 Logs are JSON lines without personal data: tournaments and offsets may stand in them, players,
 addresses, tokens and tickets may not.
 """
@@ -9,102 +12,293 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Literal
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
 
-EVENTS: Final = Counter(
-    "leaderboard_events", "Events by what became of them.", ["function", "disposition"]
+LABELS: Final = {
+    "call": "what was asked of the board: `apply`, `swap`, `page`, `around`",
+    "dependency": "what was found away",
+    "disposition": "what became of an event: `applied`, `skipped`, or the reason why it does not "
+    "count (`duplicate`, `not_started` …)",
+    "frame": "type of frame: `position`, `top`, `curve`",
+    "function": "name of the function, or `relay`",
+    "outcome": "what became of it",
+    "reason": "why: of a dead letter `dlq_reason`, of a connection the decision's reason "
+    "(`allowed` is the good one), of a concern what can't be as wanted",
+    "route": "the route as declared, with its variables' names; `none` where none matched",
+    "service": "name of a Knative Service",
+    "since": "where the clock started: `event` (the event's own time), `ingest` (when Kafka took "
+    "it in)",
+    "source": "who answered: `board`, `record`",
+    "status": "HTTP status",
+    "topic": "Kafka topic",
+}
+"""Every label, and what its values are. None holds a player, an address or a tournament: those are
+too many, and personal."""
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What is known of a metric. `exposed` is its name in queries (a histogram's has `_bucket`,
+    `_sum` and `_count` behind it)."""
+
+    name: str
+    kind: Kind
+    unit: str
+    labels: tuple[str, ...]
+    meaning: str
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def exposed(self) -> str:
+        return f"{self.name}_total" if self.kind == "counter" else self.name
+
+    @property
+    def series(self) -> frozenset[str]:
+        """The names under which Prometheus knows it."""
+        if self.kind == "histogram":
+            return frozenset(f"{self.name}_{end}" for end in ("bucket", "sum", "count"))
+        return frozenset({self.exposed})
+
+
+METRICS: Final[dict[str, Metric]] = {}
+"""All of them, by name."""
+
+
+def _declared(metric: Metric) -> Metric:
+    if metric.name in METRICS or not set(metric.labels) <= LABELS.keys():
+        raise ValueError(f"{metric.name}: declared twice, or with a label that is not")
+    METRICS[metric.name] = metric
+    return metric
+
+
+def _counter(name: str, unit: str, meaning: str, *labels: str) -> Counter:
+    metric = _declared(Metric(name, "counter", unit, labels, meaning))
+    return Counter(metric.name, metric.meaning, labels)
+
+
+def _gauge(name: str, unit: str, meaning: str, *labels: str) -> Gauge:
+    metric = _declared(Metric(name, "gauge", unit, labels, meaning))
+    return Gauge(metric.name, metric.meaning, labels)
+
+
+def _histogram(
+    name: str, unit: str, meaning: str, *labels: str, buckets: Sequence[float]
+) -> Histogram:
+    metric = _declared(Metric(name, "histogram", unit, labels, meaning, tuple(buckets)))
+    return Histogram(metric.name, metric.meaning, labels, buckets=metric.buckets)
+
+
+# events, from Kafka to the boards
+
+EVENTS: Final = _counter(
+    "leaderboard_events", "events", "Events by what became of them.", "function", "disposition"
 )
-DEAD_LETTERS: Final = Counter(
-    "leaderboard_dead_letters", "Events sent to a dead-letter topic.", ["topic", "reason"]
+DEAD_LETTERS: Final = _counter(
+    "leaderboard_dead_letters", "events", "Events sent to a dead-letter topic.", "topic", "reason"
 )
-UNREADABLE_SHARE: Final = Gauge(
+UNREADABLE_SHARE: Final = _gauge(
     "leaderboard_unreadable_share",
+    "ratio",
     "Share of the latest records of a topic that can't be read, when last one could not.",
-    ["function", "topic"],
+    "function",
+    "topic",
 )
-CAP_STOPS: Final = Counter(
+CAP_STOPS: Final = _counter(
     "leaderboard_dead_letter_cap_stops",
+    "stops",
     "Times that the cap on dead letters stopped the consumer.",
-    ["function", "topic"],
+    "function",
+    "topic",
 )
-LEFT_UNREAD: Final = Counter(
+LEFT_UNREAD: Final = _counter(
     "leaderboard_left_unread",
+    "events",
     "Records that can't be read, left to the consumer that buries those of their topic.",
-    ["function", "topic", "reason"],
+    "function",
+    "topic",
+    "reason",
 )
-BATCH_SIZE: Final = Histogram(
+LAG: Final = _gauge(
+    "leaderboard_lag_records",
+    "records",
+    "Records of the partitions that this process owns, without effects so far.",
+    "function",
+    "topic",
+)
+BATCH_SIZE: Final = _histogram(
     "leaderboard_batch_events",
+    "events",
     "Events in one batch of a consumer.",
-    ["function"],
+    "function",
     buckets=(1, 3, 10, 30, 100, 300, 1000, 3000, 10_000),
 )
-BOARD_CALLS: Final = Histogram(
+BATCH_AGE: Final = _histogram(
+    "leaderboard_batch_age_seconds",
+    "seconds",
+    "How long ago Kafka took in the oldest record of a batch when its turn came.",
+    "function",
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
+)
+BOARD_CALLS: Final = _histogram(
     "leaderboard_board_call_seconds",
+    "seconds",
     "Time of one board call.",
-    ["call"],
+    "call",
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2),
 )
-POSITION_CHANGES: Final = Counter(
-    "leaderboard_position_changes", "Visible position changes published.", ["function"]
+BOARDS_BEHIND: Final = _counter(
+    "leaderboard_boards_behind",
+    "times",
+    "Times that boards were found to have lost writes; their partition is read again then.",
 )
-FRAMES: Final = Counter("leaderboard_frames", "Frames handed to the gateway.", ["type"])
-COALESCED: Final = Counter(
-    "leaderboard_coalesced_changes", "Changes that a later frame made needless.", ["type"]
+REBUILDS: Final = _counter("leaderboard_rebuilds", "boards", "Boards made anew from the record.")
+POSITION_CHANGES: Final = _counter(
+    "leaderboard_position_changes",
+    "changes",
+    "Visible position changes published.",
+    "function",
 )
-CONNECTIONS: Final = Counter(
-    "leaderboard_connection_decisions", "Connection attempts decided.", ["reason"]
+RANK_CHANGES: Final = _counter(
+    "leaderboard_rank_changes",
+    "changes",
+    "Those of them in which a rank moved (else it is a score in the top 100).",
+    "function",
 )
-RETRIES: Final = Counter(
-    "leaderboard_retries", "Calls repeated because a dependency was away.", ["function"]
+RETRIES: Final = _counter(
+    "leaderboard_retries",
+    "calls",
+    "Calls repeated because a dependency was away.",
+    "function",
 )
-LATE_REPEATS: Final = Counter(
-    "leaderboard_late_repeats", "Events applied again: repeated after their ids were forgotten."
+
+# from the boards to the screens
+
+PUSH_LATENCY: Final = _histogram(
+    "leaderboard_push_latency_seconds",
+    "seconds",
+    "From a wager to the gateway's acknowledgement of the frames that show it: one observation a "
+    "push, of the oldest wager in it. By ingest: since Kafka took in the first wager of that "
+    "wager's batch, so never too little.",
+    "frame",
+    "since",
+    buckets=(0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 3, 10, 60),
 )
-RECORD_GAPS: Final = Counter(
-    "leaderboard_record_gaps", "Partitions whose log dropped what the record had not read."
+FRAMES: Final = _counter("leaderboard_frames", "frames", "Frames handed to the gateway.", "frame")
+COALESCED: Final = _counter(
+    "leaderboard_coalesced_changes", "changes", "Changes that a later frame made needless.", "frame"
 )
-RECORD_COMPARED: Final = Counter(
-    "leaderboard_record_compared_rows", "Standings of the record compared with their boards."
+CONNECTIONS: Final = _counter(
+    "leaderboard_connection_decisions", "attempts", "Connection attempts decided.", "reason"
 )
-RECORD_DIFFERENCES: Final = Counter(
-    "leaderboard_record_differences", "Standings in which board and record contradict each other."
+OPEN_CONNECTIONS: Final = _gauge(
+    "leaderboard_connections",
+    "connections",
+    "Connections that are leased or about to be closed, of the whole platform: every process "
+    "tells the same.",
 )
-REBUILDS: Final = Counter("leaderboard_rebuilds", "Boards made anew from the record.")
-RELAYED: Final = Counter("leaderboard_relayed_events", "Outbox events that Kafka acknowledged.")
-OUTBOX_WAITING: Final = Gauge("leaderboard_outbox_waiting", "Outbox events not sent yet.")
-OUTBOX_REFUSED: Final = Gauge("leaderboard_outbox_refused", "Outbox events set aside.")
-OUTBOX_OLDEST: Final = Gauge(
-    "leaderboard_outbox_oldest_seconds", "Age of the oldest outbox event not sent yet."
+
+# the record
+
+LATE_REPEATS: Final = _counter(
+    "leaderboard_late_repeats",
+    "events",
+    "Events applied again: repeated after their ids were forgotten.",
 )
-READS: Final = Counter("leaderboard_reads", "Boards read, by who answered.", ["source"])
-AWAY: Final = Counter(
-    "leaderboard_away", "Times that a dependency was found away by a reader.", ["dependency"]
+RECORD_GAPS: Final = _counter(
+    "leaderboard_record_gaps",
+    "partitions",
+    "Partitions whose log dropped what the record had not read.",
 )
-FLOOR: Final = Gauge(
-    "leaderboard_floor_replicas",
-    "Replicas of a function that the schedule wants now.",
-    ["function"],
+RECORD_COMPARED: Final = _counter(
+    "leaderboard_record_compared_rows",
+    "standings",
+    "Standings of the record compared with their boards.",
 )
-FLOOR_CLAIMED: Final = Gauge(
-    "leaderboard_floor_claimed_replicas", "Replicas that tournaments claim now, ceiling or not."
+RECORD_DIFFERENCES: Final = _counter(
+    "leaderboard_record_differences",
+    "standings",
+    "Standings in which board and record contradict each other.",
 )
-PREWARM_CONCERNS: Final = Counter(
-    "leaderboard_prewarm_concerns", "Schedules that can't be prepared for as wanted.", ["reason"]
+
+# the outbox
+
+RELAYED: Final = _counter(
+    "leaderboard_relayed_events", "events", "Outbox events that Kafka acknowledged."
 )
-REVISION_FLOORS: Final = Counter(
-    "leaderboard_revision_floors",
-    "Changes of a Knative revision's floor, by what became of them.",
-    ["service", "outcome"],
+OUTBOX_WAITING: Final = _gauge(
+    "leaderboard_outbox_waiting", "events", "Outbox events not sent yet."
 )
-READY: Final = Gauge("leaderboard_ready", "1 when the process can do its work.", ["function"])
-REQUESTS: Final = Histogram(
+OUTBOX_REFUSED: Final = _gauge("leaderboard_outbox_refused", "events", "Outbox events set aside.")
+OUTBOX_OLDEST: Final = _gauge(
+    "leaderboard_outbox_oldest_seconds",
+    "seconds",
+    "Age of the oldest outbox event not sent yet.",
+)
+
+# requests
+
+READS: Final = _counter("leaderboard_reads", "reads", "Boards read, by who answered.", "source")
+AWAY: Final = _counter(
+    "leaderboard_away",
+    "times",
+    "Times that a dependency was found away by a reader.",
+    "dependency",
+)
+READY: Final = _gauge(
+    "leaderboard_ready", "1 or 0", "1 when the process can do its work.", "function"
+)
+REQUESTS: Final = _histogram(
     "leaderboard_request_seconds",
+    "seconds",
     "Time of one HTTP request, by route.",
-    ["function", "route", "status"],
+    "function",
+    "route",
+    "status",
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1, 3),
+)
+ERASURES_OPEN: Final = _gauge(
+    "leaderboard_erasures_open",
+    "requests",
+    "Requests to forget a player that are not done everywhere; every process tells the same.",
+)
+ERASURE_OLDEST: Final = _gauge(
+    "leaderboard_erasure_oldest_seconds",
+    "seconds",
+    "Age of the oldest of them, 0 where there is none.",
+)
+
+# the floors that the schedule wants
+
+FLOOR: Final = _gauge(
+    "leaderboard_floor_replicas",
+    "replicas",
+    "Replicas of a function that the schedule wants now; every process tells the same.",
+    "function",
+)
+FLOOR_CLAIMED: Final = _gauge(
+    "leaderboard_floor_claimed_replicas",
+    "replicas",
+    "Replicas that tournaments claim now, ceiling or not.",
+)
+PREWARM_CONCERNS: Final = _counter(
+    "leaderboard_prewarm_concerns",
+    "schedules",
+    "Schedules that can't be prepared for as wanted.",
+    "reason",
+)
+REVISION_FLOORS: Final = _counter(
+    "leaderboard_revision_floors",
+    "changes",
+    "Changes of a Knative revision's floor, by what became of them.",
+    "service",
+    "outcome",
 )
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"

@@ -12,14 +12,17 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from leaderboard import events as ev
+from leaderboard.adapters import kafka_feed
 from leaderboard.adapters.kafka_feed import POSITION_SOURCE, KafkaFeed, change_record
 from leaderboard.codec import decode_kafka, encode_kafka
 from leaderboard.errors import TransientError
@@ -167,6 +170,33 @@ def test_what_was_begun_is_confirmed_one_after_the_other(kafka: str, feeds: Feed
     feed.confirm_changes(second)
     feed.confirm_changes(feed.begin_changes([]))
     feed.confirm_changes(first)
+
+
+def test_changes_carry_when_their_oldest_event_was_taken_in(kafka: str, feeds: Feeds) -> None:
+    topic = f"changes-{uuid.uuid4().hex[:8]}"
+    feed = feeds(kafka_settings(kafka), 20)
+    made(kafka, topic)
+    with patch.object(kafka_feed, "POSITION_CHANGES", topic):
+        feed.confirm_changes(feed.begin_changes(numbered_changes([1]), 1_700_000_000_123))
+        feed.confirm_changes(feed.begin_changes(numbered_changes([2])))
+    consumer = Consumer({"bootstrap.servers": kafka, "group.id": "reads-only"})
+    consumer.assign([TopicPartition(topic, 0, 0)])
+    with contextlib.closing(consumer):
+        first, second = (message.timestamp()[1] for message in consumer.consume(2, timeout=10))
+    assert first == 1_700_000_000_123
+    assert abs(second - time.time() * 1000) < 60_000, "else the time of sending"
+
+
+def test_changes_that_move_a_rank_are_counted_apart(kafka: str, feeds: Feeds) -> None:
+    def count(name: str) -> float:
+        return REGISTRY.get_sample_value(f"leaderboard_{name}_total", labels) or 0.0
+
+    labels = {"function": "on-wager"}
+    feed = feeds(kafka_settings(kafka), 20)
+    before = count("position_changes"), count("rank_changes")
+    new, same = numbered_changes([1, 2])
+    feed.begin_changes([new, same._replace(old_rank=1)])
+    assert (count("position_changes"), count("rank_changes")) == (before[0] + 2, before[1] + 1)
 
 
 def test_what_was_begun_with_something_that_failed_is_not_confirmed(

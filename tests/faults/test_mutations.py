@@ -87,7 +87,7 @@ class Feed:
     def publish(self, outgoing: Sequence[Outgoing]) -> dict[int, Offset]:
         raise AssertionError("on-wager publishes nothing else")
 
-    def begin_changes(self, changes: Sequence[PositionChange]) -> int:
+    def begin_changes(self, changes: Sequence[PositionChange], taken_in_ms: int = 0) -> int:
         if self.dies:
             raise KilledError
         self.changes += changes

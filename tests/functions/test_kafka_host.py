@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from prometheus_client import REGISTRY
 
 import recording
 from leaderboard import events as ev
@@ -65,6 +66,28 @@ def test_a_batch_is_committed_when_it_is_settled_and_not_before(kafka: str) -> N
         settled.set()
         wait_for(lambda: log.committed() == 5, 10)
     assert recorder.offsets() == [0, 1, 2, 3, 4]
+
+
+def metric(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"leaderboard_{name}", labels) or 0.0
+
+
+def test_lag_and_age_of_what_waits_are_told(kafka: str) -> None:
+    log, recorder, settled = Log(kafka), Recorder(), threading.Event()
+    recorder.on_settle = lambda batch: wait_for(settled.is_set, 10)
+    log.send(5)
+    time.sleep(0.4)
+    age = {"function": "recording"}
+    lag = {"function": "recording", "topic": log.topic}
+    before = metric("batch_age_seconds_sum", **age)
+    with running(log, recorder, batch_size=2):
+        wait_for(lambda: len(recorder.tried) == 1, 10)
+        assert metric("batch_age_seconds_sum", **age) - before >= 0.4
+        wait_for(lambda: metric("lag_records", **lag) == 5, 10)
+        settled.set()
+        wait_for(lambda: log.committed() == 5, 10)
+        assert metric("lag_records", **lag) == 0
+    assert metric("lag_records", **lag) == 0, "of a host that has left"
 
 
 class Sink:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
+from prometheus_client import REGISTRY
 
 from hosting import FUNCTIONS
 from leaderboard import events as ev
@@ -22,11 +23,13 @@ from leaderboard.hosts.kafka import Assignment, Batch
 from leaderboard.model import Offset, Place, PlayerId, PositionChange, TournamentId
 from leaderboard.partitioning import partition_of
 from leaderboard.ports import Frame, Grant, Summary
-from logs import LOG, TOMBSTONE_KEY, T, ended, scheduled, scored
+from logs import LOG, START_MS, TOMBSTONE_KEY, T, ended, scheduled, scored
 from ports import MemoryGateway
 from recording import Log
 
 PARTITIONS = 4
+PUSHED_MS = START_MS + 2000
+"""What the clock on the wall shows at second 0 of a test."""
 HOME = Place(ev.POSITION_CHANGES, partition_of(T.encode(), PARTITIONS))
 
 
@@ -130,6 +133,9 @@ class LivePlayers:
     def closed(self, connection_ids: Sequence[str]) -> None:
         raise NotImplementedError
 
+    def count(self) -> int:
+        raise NotImplementedError
+
 
 class Scene:
     """A board that is played on, and the function that watches it."""
@@ -147,7 +153,12 @@ class Scene:
     def another(self) -> Any:
         """A process that owns the partition from now on."""
         function = on_rank_change.OnRankChange(
-            self.board, self.directory, self.live, self.gateway, self.clock
+            self.board,
+            self.directory,
+            self.live,
+            self.gateway,
+            self.clock,
+            lambda: PUSHED_MS + round(self.clock.now * 1000),
         )
         function.assigned(Assignment(*HOME, "log", None, Offset(0), PARTITIONS))
         return function
@@ -173,7 +184,7 @@ class Scene:
         )
         self._input += 1
         event = ev.Event(f"{T}/{change.sequence}", "/on-wager", change.time_ms, data)
-        return LogEntry(Offset(self._input - 1), 0, event)
+        return LogEntry(Offset(self._input - 1), PUSHED_MS - 200, event)
 
     def deliver(self, entries: Sequence[LogEntry]) -> None:
         batch = Batch(*HOME, "log", entries, Offset(entries[-1].offset + 1))
@@ -296,6 +307,41 @@ def test_a_player_gets_one_frame_for_many_changes_from_the_first_to_the_newest(
     (frame,) = scene.positions("bob")
     assert (frame["sequence"], frame["old_rank"], frame["new_rank"]) == (8, 4, 1)
     assert (frame["score"], frame["distance"], frame["milestone"]) == (13, None, None)
+
+
+def latency(frame: str, since: str) -> tuple[float, float]:
+    """Observations so far, and their sum in seconds."""
+    labels = {"frame": frame, "since": since}
+    name = "leaderboard_push_latency_seconds"
+    count = REGISTRY.get_sample_value(f"{name}_count", labels) or 0.0
+    return count, REGISTRY.get_sample_value(f"{name}_sum", labels) or 0.0
+
+
+def test_a_push_tells_how_old_the_oldest_wager_in_it_is(scene: Scene) -> None:
+    scene.let_pass(0.3)
+    kinds = [(frame, since) for frame in ("position", "top") for since in ("event", "ingest")]
+    before = {kind: latency(*kind) for kind in kinds}
+    scene.gateway.is_away = True
+    # Happened at second -1, taken in at -0.2; the one after it is newer, and in the same push.
+    with pytest.raises(TransientError):
+        scene.deliver(scene.play(scored(2, "bob", 3), scored(3, "carol", 4)))
+    assert {kind: latency(*kind) for kind in kinds} == before, "nothing is pushed yet"
+    scene.gateway.is_away = False
+    scene.clock.now = 5.0
+    scene.function.tick()
+    wanted = {"event": 1.0 + 5.0, "ingest": 0.2 + 5.0}
+    for kind in kinds:
+        count, seconds = latency(*kind)
+        assert count == before[kind][0] + 1
+        assert seconds - before[kind][1] == pytest.approx(wanted[kind[1]])
+
+
+def test_what_nobody_sees_is_no_push(scene: Scene) -> None:
+    scene.let_pass(0.3)
+    before = latency("position", "event")
+    scene.deliver(scene.play(scored(2, "carol", 3)))
+    scene.let_pass(8)
+    assert latency("position", "event") == before, "carol has no socket"
 
 
 def test_nothing_is_committed_whose_frames_are_not_with_the_gateway(scene: Scene) -> None:

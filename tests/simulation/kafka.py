@@ -106,7 +106,7 @@ class Feed:
     def publish(self, outgoing: Sequence[Outgoing]) -> Mapping[int, Offset]:
         return dict(enumerate(self._send(encode_kafka(o.event, o.topic) for o in outgoing)))
 
-    def begin_changes(self, changes: Sequence[PositionChange]) -> int:
+    def begin_changes(self, changes: Sequence[PositionChange], taken_in_ms: int = 0) -> int:
         for change in changes:
             self._effect("kafka")
             self._cluster.append(change_record(change))

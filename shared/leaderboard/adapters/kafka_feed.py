@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from json.encoder import encode_basestring
+from operator import attrgetter, ne
 from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -94,14 +95,15 @@ class KafkaFeed:
         """As the port says. For one thread at a time, like `begin_changes` and `send`."""
         self.confirm_changes(self.begin_changes(changes))
 
-    def begin_changes(self, changes: Sequence[PositionChange]) -> int:
+    def begin_changes(self, changes: Sequence[PositionChange], taken_in_ms: int = 0) -> int:
         """As the port says."""
         if self._begun > self._confirmed:
             self._confirm(self._deadline())
         if not changes:
             return self._confirmed
-        self._begin(changes, change_parts, self._deadline())
+        self._begin(changes, change_parts, self._deadline(), taken_in_ms)
         telemetry.POSITION_CHANGES.labels("on-wager").inc(len(changes))
+        telemetry.RANK_CHANGES.labels("on-wager").inc(sum(map(ne, *_ranks_of(changes))))
         return self._begun
 
     def confirm_changes(self, begun: int) -> None:
@@ -124,17 +126,23 @@ class KafkaFeed:
     def _deadline(self) -> float:
         return time.monotonic() + self._timeout_seconds
 
-    def _begin(self, wanted: Iterable[T], parts_of: Callable[[T], Parts], deadline: float) -> None:
+    def _begin(
+        self,
+        wanted: Iterable[T],
+        parts_of: Callable[[T], Parts],
+        deadline: float,
+        time_ms: int = 0,
+    ) -> None:
         producer = self._silent_producer()
         produce = producer.produce
         try:
             for one in wanted:
                 topic, key, value, headers = parts_of(one)
                 try:
-                    produce(topic, value, key, headers=headers)
+                    produce(topic, value, key, headers=headers, timestamp=time_ms)
                 except BufferError:
                     _make_room(producer, deadline)
-                    produce(topic, value, key, headers=headers)
+                    produce(topic, value, key, headers=headers, timestamp=time_ms)
         except KafkaException as error:
             self._abandon(producer)
             raise TransientError(f"Kafka takes nothing: {error}") from None
@@ -273,6 +281,11 @@ def _make_room(producer: Producer, deadline: float) -> None:
     until = max(deadline - time.monotonic(), 0)
     if producer.flush(until) > 0:
         raise TransientError("Kafka did not make room in time") from None
+
+
+def _ranks_of(changes: Sequence[PositionChange]) -> tuple[Iterable[object], Iterable[object]]:
+    """Old and new ranks, in two rows."""
+    return map(attrgetter("old_rank"), changes), map(attrgetter("new_rank"), changes)
 
 
 def _parts_of(record: Record) -> Parts:

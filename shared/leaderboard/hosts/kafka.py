@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeVar
 
 from confluent_kafka import Message
@@ -119,6 +120,9 @@ class KafkaHost:
         self._stopping = threading.Event()
         config = group_config(name, kafka, settings)
         self._group = Membership(names, config, self._revoked, self._safe)
+        for topic in names:
+            # Asked when metrics are: also of a host that hangs in a batch.
+            telemetry.LAG.labels(name, topic).set_function(partial(self._group.lag, topic))
         self._logs = TopicLogs(names, kafka)
         self._cap = DeadLetterCap(
             name,
@@ -206,6 +210,8 @@ class KafkaHost:
         """Begin a batch, or work it off; when it is not ours to end, not at all."""
         place = batch.place
         telemetry.BATCH_SIZE.labels(self._name).observe(len(batch.records))
+        age_seconds = time.time() - batch.records[0].timestamp_ms / 1000
+        telemetry.BATCH_AGE.labels(self._name).observe(max(age_seconds, 0.0))
         try:
             # Before anything of it has an effect: a topic that can't be read stays as it is.
             self._retried(

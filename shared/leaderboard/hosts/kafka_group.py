@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -44,7 +45,7 @@ class Membership:
     An assigned partition is *fresh* until `take_over`, *owned* from then on. `revoked` is called
     for every partition that goes; `safe` answers how far an owned one may be committed, given
     how far it is done. Partitions come and go one by one, whatever their topic. For one thread,
-    but for `is_member`."""
+    but for `is_member` and `lag`."""
 
     def __init__(
         self,
@@ -186,6 +187,19 @@ class Membership:
 
     def owns(self, place: Place) -> bool:
         return place in self._next
+
+    def lag(self, topic: str) -> int:
+        """How many records of the topic's owned partitions are not done, as far as this client has
+        heard. Asks nobody. From any thread."""
+        found = 0
+        for place, done in self._next.copy().items():
+            if place.topic == topic:
+                # Of one that it has not begun to fetch it knows nothing; closed it knows none.
+                with suppress(KafkaException, RuntimeError):
+                    asked = TopicPartition(*place)
+                    _, high = self._consumer.get_watermark_offsets(asked, cached=True)
+                    found += max(high - done, 0)
+        return found
 
     def committed(self, place: Place) -> Offset | None:
         """Where the group stands. Raises TransientError."""
