@@ -9,8 +9,8 @@ erasure, and then only is it said.
 
 The record knows the player in tournaments whose boards went long ago, too: each of them is told.
 It is done when it has marked the player, applied every erasure and names the player nowhere. While
-it is away nobody can say so, or whom to tell: then that is pending, and made good when the state is
-asked for.
+it is away nobody can say so, or whom to tell: then that is pending, and made good later. Whoever
+asks for the state looks again, and so does this function every ten seconds.
 """
 
 from __future__ import annotations
@@ -77,6 +77,9 @@ RECORD_PLACE: Final = "record"
 RECORD_SECONDS: Final = 5.0
 """The longest that a question to the record takes."""
 ACKNOWLEDGED_WITHIN_SECONDS: Final = 10.0
+LOOK_SECONDS: Final = 10.0
+LOOKED_AFTER: Final = 10
+"""How many of the oldest pending requests are gone on with at each look."""
 ROLES: Final = frozenset({"operator", "service"})
 REQUESTED: Final = "io.leaderboard.erasure.requested.v1"
 """A CloudEvent that asks to forget a player; its data are those of the request."""
@@ -272,6 +275,21 @@ def _close_sockets(tournament_id: TournamentId, player_id: PlayerId, ports: Port
         ports.gateway.close(f"conn.{released}")
 
 
+def look_after(ports: Ports) -> None:
+    """Go on with what is pending, the oldest first, also where nobody asks; and tell how long the
+    oldest has been waiting."""
+    _, waiting = ports.erasures.pending(LOOKED_AFTER)
+    for erasure in waiting:
+        if erasure.player_id is not None and EVENTS_PLACE not in erasure.places:
+            forget(erasure.player_id, ports)  # the request broke off before it had noted the places
+        else:
+            _made_good(erasure, ports)
+    count, waiting = ports.erasures.pending(1)
+    telemetry.ERASURES_OPEN.set(count)
+    ages = [max(_now_ms() - one.requested_at_ms, 0) / 1000 for one in waiting]
+    telemetry.ERASURE_OLDEST.set(max(ages, default=0.0))
+
+
 def _made_good(erasure: Erasure, ports: Ports) -> Erasure:
     """Look again; and where not everyone was told, since the record was away, tell them now."""
     player_id = erasure.player_id
@@ -439,6 +457,7 @@ def _connected() -> Ports:
 
 
 ports = FirstUse(_connected)
+follower = Regularly("erasing", lambda: look_after(ports()), LOOK_SECONDS)
 tokens = tokens_of(_token_settings)
 app = HttpApp(
     "erase",
@@ -451,4 +470,5 @@ app = HttpApp(
 
 def erase(request: Request) -> Response:
     """The entry that functions-framework serves."""
+    follower.start()
     return app(request)

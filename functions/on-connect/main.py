@@ -244,6 +244,12 @@ def close_due(ports: Ports, now_ms: int) -> int:
     return closed
 
 
+def keep_connections(ports: Ports) -> None:
+    """What is due by the clock: close what has to be closed, and tell how many there are."""
+    close_due(ports, _now_ms())
+    telemetry.OPEN_CONNECTIONS.set(ports.connections.count())
+
+
 # --- wiring ------------------------------------------------------------------------------------
 
 
@@ -307,7 +313,7 @@ def _make_ports() -> Ports:
 
 ports: FirstUse[Ports] = FirstUse(_make_ports)
 closer = Repeating(
-    "closer", CLOSING_SECONDS, lambda: close_due(ports(), _now_ms()), "can't close sockets"
+    "closer", CLOSING_SECONDS, lambda: keep_connections(ports()), "can't close sockets"
 )
 
 

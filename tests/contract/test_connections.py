@@ -175,6 +175,18 @@ def test_release_ends_the_lease_and_leaves_the_socket_due(
     assert list(connections.due(NOW_MS + OPENING_MS, 10)) == ["c1"]
 
 
+def test_connections_are_counted_until_they_are_closed(
+    connections: RedisConnections, t: TournamentId
+) -> None:
+    assert connections.count() == 0
+    connections.lease(_grant(t, "c1"))
+    connections.lease(_grant(TournamentId(f"{t}-other"), "c2"))
+    connections.release(t, P)
+    assert connections.count() == 2
+    connections.closed(["c1"])
+    assert connections.count() == 1
+
+
 def test_leases_are_forgotten_when_the_last_has_ended(
     connections: RedisConnections, client: RedisClient, clock: Clock, t: TournamentId
 ) -> None:

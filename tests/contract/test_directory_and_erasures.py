@@ -13,7 +13,7 @@ from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.errors import NotFoundError, TransientError
 from leaderboard.fold import decide
-from leaderboard.model import TournamentId
+from leaderboard.model import PlayerId, TournamentId
 from leaderboard.ports import Summary
 from logs import ALICE, BOB, START_MS, TOMBSTONE_KEY, T, scheduled
 
@@ -107,6 +107,23 @@ def test_what_is_done_stays_done_and_new_places_open_the_request(client: RedisCl
     assert later.places == {"sockets": "done", "board:t2": "pending"}
     assert later.player_id == ALICE
     assert erasures.mark(erasure_id, {"board:t2": "done"}).player_id is None
+
+
+def test_pending_requests_are_listed_the_oldest_first(client: RedisClient) -> None:
+    erasures = RedisErasures(client, TOMBSTONE_KEY)
+    assert erasures.pending(10) == (0, [])
+    bob = erasures.begin(BOB, 3000)
+    alice = erasures.begin(ALICE, 1000)
+    assert erasures.pending(10) == (2, [alice, bob])
+    assert erasures.pending(1) == (2, [alice])
+    erasures.mark(alice.erasure_id, {"sockets": "pending"})
+    assert erasures.pending(10)[0] == 2
+    erasures.mark(alice.erasure_id, {"sockets": "done"})
+    assert erasures.pending(10) == (1, [bob])
+    # Done, and the process died before it had taken it off the list.
+    client.zadd("erasures-pending", {alice.erasure_id: 1000})
+    assert erasures.pending(10) == (1, [bob])
+    assert not erasures.is_erased(PlayerId("carol"))
 
 
 def test_unknown_erasure_is_not_made_by_marking_it(client: RedisClient) -> None:

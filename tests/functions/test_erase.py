@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from prometheus_client import REGISTRY
 
 from hosting import SETTINGS, Hosted, Keeper, bearer, check_description, hosted
 from leaderboard import events as ev
@@ -372,6 +373,36 @@ def test_record_that_is_away_is_pending_and_whom_it_knows_is_told_later(stage: S
     assert f"{erasure_id}/ended" in [one.id for one in stage.feed.events(ev.WAGERS)]
     assert stage.record.tournaments_of(ALICE) == []
     assert stage.knows("alice") == []
+
+
+def overdue() -> tuple[float | None, float | None]:
+    """How many are pending, and the age of the oldest."""
+    names = ("leaderboard_erasures_open", "leaderboard_erasure_oldest_seconds")
+    many, oldest = (REGISTRY.get_sample_value(name) for name in names)
+    return many, oldest
+
+
+def test_pending_request_is_gone_on_with_where_nobody_asks(stage: Stage) -> None:
+    stage.keeper.is_away = stage.keeper.archive_is_away = True
+    _, erasure_id = stage.post()
+    stage.redis.hset(
+        f"erasures:{erasure_id}", "requested_at_ms", str(int(time.time() * 1000) - 90_000)
+    )
+    stage.hosted.main.look_after(stage.ports)
+    many, oldest = overdue()
+    assert many == 1
+    assert oldest == pytest.approx(90, abs=5)
+    stage.catch_up()
+    stage.hosted.main.look_after(stage.ports)
+    assert overdue() == (0, 0)
+    _check_forgotten(stage, erasure_id)
+
+
+def test_request_that_broke_off_at_once_is_gone_on_with(stage: Stage) -> None:
+    erasure = stage.ports.erasures.begin(ALICE, int(time.time() * 1000))
+    stage.hosted.main.look_after(stage.ports)
+    assert overdue() == (0, 0)
+    _check_forgotten(stage, erasure.erasure_id)
 
 
 def test_repeated_request_is_no_success_while_the_record_is_away(stage: Stage) -> None:

@@ -208,6 +208,9 @@ class Erasures:
         places = {f"{BOARD_PLACE}{tournament_id}": "done", **known.places}
         self._keep(replace(known, places=places))
 
+    def pending(self, limit: int) -> tuple[int, Sequence[Erasure]]:
+        raise NotImplementedError
+
     def is_erased(self, player_id: PlayerId) -> bool:
         return self.find(self.id_of(player_id)) is not None
 

@@ -135,6 +135,11 @@ class RedisConnections:
             with transient():
                 self._client.zrem(DUE, *connection_ids)
 
+    def count(self) -> int:
+        """How many connections are held, or about to be closed."""
+        with transient():
+            return int(self._client.zcard(DUE))
+
     def _held(self, tournament_id: TournamentId, player_id: PlayerId) -> bytes:
         with transient():
             value: Any = self._client.hget(leases_key(tournament_id), player_id)

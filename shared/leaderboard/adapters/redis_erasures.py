@@ -2,6 +2,9 @@
 
 The hash lives for ever, because a player stays erased; the player's id stands in it only while
 a place is pending. Nobody can tell from its name whom it is about without the key.
+
+`erasures-pending` lists the requests that are not done, by the time of the request. It may name one
+that is done (a crash between two calls), never miss one that is pending.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from leaderboard.model import PlayerId, TournamentId, erasure_id_of
 from leaderboard.ports import BOARD_PLACE, Erasure
 
 _PLACE: Final = b"place:"
+_PENDING: Final = "erasures-pending"
 
 _BEGIN: Final = """
 redis.call('HSETNX', KEYS[1], 'requested_at_ms', ARGV[2])
@@ -63,6 +67,7 @@ class RedisErasures:
         next `mark` finds nothing pending."""
         erasure_id = self.id_of(player_id)
         with transient():
+            self._client.zadd(_PENDING, {erasure_id: now_ms}, nx=True)
             rows = self._client.eval(_BEGIN, 1, erasure_key(erasure_id), player_id, str(now_ms))
         return _erasure(erasure_id, rows)
 
@@ -81,7 +86,26 @@ class RedisErasures:
             rows = self._client.eval(_MARK, 1, erasure_key(erasure_id), *arguments)
         if not rows:
             raise NotFoundError("there is no such erasure")
-        return _erasure(erasure_id, rows)
+        erasure = _erasure(erasure_id, rows)
+        if erasure.player_id is None:
+            with transient():
+                self._client.zrem(_PENDING, erasure_id)
+        return erasure
+
+    def pending(self, limit: int) -> tuple[int, Sequence[Erasure]]:
+        """How many requests have a place pending, and the oldest of them."""
+        with transient():
+            listed: Any = self._client.zrange(_PENDING, 0, limit - 1)
+        found = []
+        for raw in listed:
+            erasure = self.find(raw.decode())
+            if erasure is None or erasure.player_id is None:
+                with transient():
+                    self._client.zrem(_PENDING, raw)
+            else:
+                found.append(erasure)
+        with transient():
+            return int(self._client.zcard(_PENDING)), found
 
     def restore(self, erasure_id: str, tournament_id: TournamentId, requested_at_ms: int) -> None:
         """The log says that there was such a request, and that this board is done. What is known

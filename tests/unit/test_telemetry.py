@@ -1,0 +1,100 @@
+"""Metrics: declared in one place, used, described as they are; logs name no person."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.registry import REGISTRY
+
+from leaderboard import telemetry
+from leaderboard.cli.metrics import PAGE, page
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted([*(ROOT / "shared").rglob("*.py"), *(ROOT / "functions").rglob("*.py")])
+PRODUCT = "leaderboard_"
+KINDS = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
+
+
+def declared() -> dict[str, MetricWrapperBase]:
+    """The metric objects of `telemetry`, by their constant's name."""
+    found = vars(telemetry).items()
+    return {name: one for name, one in found if isinstance(one, MetricWrapperBase)}
+
+
+def importers(sources: list[Path]) -> set[str]:
+    """Who imports the metrics library."""
+    found = set()
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            if any(name.split(".")[0] == "prometheus_client" for name in names):
+                found.add(path.name)
+    return found
+
+
+def registered() -> dict[str, str]:
+    """What this process serves under our name: names and kinds, as Prometheus reads them."""
+    text = generate_latest(REGISTRY).decode()
+    types = re.findall(r"^# TYPE (leaderboard_\w+) (\w+)$", text, re.MULTILINE)
+    return {name: kind for name, kind in types if not name.endswith("_created")}
+
+
+def test_nobody_else_declares_a_metric() -> None:
+    assert importers(SOURCES) == {"telemetry.py"}
+
+
+def test_a_declaration_elsewhere_would_be_found(tmp_path: Path) -> None:
+    stray = tmp_path / "stray.py"
+    stray.write_text("from prometheus_client import Counter\n", encoding="utf-8")
+    assert "stray.py" in importers([*SOURCES, stray])
+
+
+def test_what_is_served_is_what_is_declared() -> None:
+    wanted = {one.exposed: one.kind for one in telemetry.METRICS.values()}
+    assert registered() == wanted
+    described = [(one, told) for one in declared().values() for told in one.describe()]
+    assert {told.name for _, told in described} == telemetry.METRICS.keys()
+    for one, told in described:
+        metric = telemetry.METRICS[told.name]
+        assert isinstance(one, KINDS[metric.kind])
+        assert told.documentation == metric.meaning
+
+
+def test_every_metric_is_set_somewhere() -> None:
+    texts = [path.read_text("utf-8") for path in SOURCES if path.name != "telemetry.py"]
+    used = {name for text in texts for name in re.findall(r"\btelemetry\.([A-Z_]+)\b", text)}
+    assert declared().keys() <= used
+
+
+def test_names_say_their_unit() -> None:
+    for one in telemetry.METRICS.values():
+        assert one.name.startswith(PRODUCT)
+        assert (one.unit == "seconds") == one.name.endswith("_seconds"), one.name
+        assert one.meaning.endswith("."), one.name
+
+
+def test_no_label_holds_a_person_or_grows_without_end() -> None:
+    used = {label for one in telemetry.METRICS.values() for label in one.labels}
+    assert used == telemetry.LABELS.keys()
+    assert not used & {"player", "player_id", "tournament", "tournament_id", "address", "subject"}
+
+
+def test_a_metric_is_declared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = telemetry.METRICS["leaderboard_events"]
+    monkeypatch.setattr(telemetry, "REGISTRY", CollectorRegistry())
+    with pytest.raises(ValueError, match="leaderboard_events: declared twice"):
+        telemetry._declared(known)
+
+
+def test_the_page_is_written_from_the_declarations() -> None:
+    text = (ROOT / PAGE).read_text(encoding="utf-8")
+    assert text == page(), "run `leaderboard metrics`"
+    for one in telemetry.METRICS.values():
+        assert f"| `{one.exposed}` | {one.kind} |" in text
