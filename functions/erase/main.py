@@ -39,6 +39,7 @@ from leaderboard.frames import top_frame
 from leaderboard.guard import Guard
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import Answer, Call, HttpApp, ProblemError, Route
+from leaderboard.hosts.repeating import Repeating
 from leaderboard.model import TOP_VISIBLE, PlayerId, State, TournamentId
 from leaderboard.ports import (
     BOARD_PLACE,
@@ -457,7 +458,9 @@ def _connected() -> Ports:
 
 
 ports = FirstUse(_connected)
-follower = Regularly("erasing", lambda: look_after(ports()), LOOK_SECONDS)
+follower = Repeating(
+    "follower", LOOK_SECONDS, lambda: look_after(ports()), "can't go on with erasures"
+)
 tokens = tokens_of(_token_settings)
 app = HttpApp(
     "erase",
@@ -466,6 +469,7 @@ app = HttpApp(
     ready={"redis": lambda: check(_client()), "kafka": lambda: _feed().check()},
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )
+os.register_at_fork(after_in_child=follower.after_fork)
 
 
 def erase(request: Request) -> Response:

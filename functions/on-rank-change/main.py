@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -37,6 +38,7 @@ from leaderboard.frames import (
 )
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.kafka import Assignment, Batch, InOneStep, KafkaHost, Refused
+from leaderboard.hosts.tracing import tracing_of
 from leaderboard.model import TOP_VISIBLE, Offset, Place, PlayerId, State, TournamentId
 from leaderboard.partitioning import partition_of
 from leaderboard.ports import Board, Connections, Directory, Gateway
@@ -45,6 +47,7 @@ from leaderboard.settings import (
     GatewaySettings,
     KafkaSettings,
     RedisSettings,
+    TracingSettings,
     load,
 )
 
@@ -284,25 +287,28 @@ def consume() -> None:
     kafka, consumer = load(KafkaSettings, os.environ), load(ConsumerSettings, os.environ)
     redis = load(RedisSettings, os.environ)
     gateway = NchanGateway(load(GatewaySettings, os.environ).publish_url)
+    tracing = tracing_of(NAME, load(TracingSettings, os.environ))
     telemetry.log_json()
     client = FirstUse(lambda: connect(redis.url))
 
     def function() -> OnRankChange:
         board = RedisBoard(client())
         directory, connections = RedisDirectory(client()), RedisConnections(client())
-        return OnRankChange(board, directory, connections, gateway)
+        return OnRankChange(board, directory, connections, tracing.gateway(gateway))
 
     ready = {"redis": lambda: check(client()), "gateway": gateway.check}
-    KafkaHost(
-        NAME,
-        POSITION_CHANGES,
-        function,
-        KafkaFeed(kafka),
-        kafka,
-        consumer,
-        ready,
-        spacing_seconds=POSITION_SECONDS,
-    ).run()
+    make = tracing.handler(function, POSITION_CHANGES)
+    with closing(tracing):
+        KafkaHost(
+            NAME,
+            POSITION_CHANGES,
+            make,
+            KafkaFeed(kafka),
+            kafka,
+            consumer,
+            ready,
+            spacing_seconds=POSITION_SECONDS,
+        ).run()
 
 
 if __name__ == "__main__":

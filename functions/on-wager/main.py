@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -46,6 +46,7 @@ from leaderboard.events import WAGERS, PlayerErased
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused, ReplayError
+from leaderboard.hosts.tracing import tracing_of
 from leaderboard.model import Disposition, Offset, Place, PositionChange, TournamentId
 from leaderboard.ports import (
     Applied,
@@ -61,6 +62,7 @@ from leaderboard.settings import (
     RedisSettings,
     TokenSettings,
     TombstoneSettings,
+    TracingSettings,
     load,
 )
 
@@ -335,7 +337,10 @@ def record_dispositions(
             logger.info(
                 "event does not count",
                 extra=telemetry.fields(
-                    tournament=tournament_id, offset=entry.offset, reason=verdict.value
+                    tournament=tournament_id,
+                    offset=entry.offset,
+                    reason=verdict.value,
+                    trace_id=telemetry.trace_id_of(entry.event.traceparent),
                 ),
             )
 
@@ -348,6 +353,7 @@ def consume() -> None:
     kafka, consumer = load(KafkaSettings, os.environ), load(ConsumerSettings, os.environ)
     redis, tombstones = load(RedisSettings, os.environ), load(TombstoneSettings, os.environ)
     database = load(DatabaseSettings, os.environ)
+    tracing = tracing_of(NAME, load(TracingSettings, os.environ))
     telemetry.log_json()
     client = FirstUse(lambda: connect(redis.url))
     engine = sql_engine.connect(database.url)
@@ -368,9 +374,11 @@ def consume() -> None:
         return OnWager(ports)
 
     ready = {"redis": lambda: check(client())}
-    KafkaHost(
-        NAME, WAGERS, function, feed, kafka, consumer, ready, spacing_seconds=SPACING_SECONDS
-    ).run()
+    make = tracing.handler(function, WAGERS)
+    with closing(tracing):
+        KafkaHost(
+            NAME, WAGERS, make, feed, kafka, consumer, ready, spacing_seconds=SPACING_SECONDS
+        ).run()
 
 
 def intake() -> HttpApp:

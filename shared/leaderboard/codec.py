@@ -89,6 +89,8 @@ def _decode_any(record: Record) -> Event:
         raise RefusedError(Refusal.SCHEMA, "a header is not UTF-8") from None
     if _is_structured(attributes.get("datacontenttype", JSON_TYPE)):
         attributes, value = _open_structured(value)
+    if "traceparent" not in attributes and (hop := _hop_of(record.headers)) is not None:
+        attributes["traceparent"] = hop
     return _build(attributes, value, record.topic, record.key or b"")
 
 
@@ -110,6 +112,9 @@ class _Layout(NamedTuple):
 
 _ALWAYS: Final = ("ce_specversion", "ce_source", "ce_type", "content-type", "ce_id", "ce_time")
 _SOMETIMES: Final = ("ce_subject", "ce_partitionkey", "ce_sequence", "ce_traceparent")
+_HOP: Final = "traceparent"
+"""The header of W3C Trace Context, which instrumented producers set beside the event: the event's
+trace, where its own extension does not say another one."""
 
 
 _LAYOUTS: Final[dict[tuple[str, ...], _Layout]] = {}
@@ -122,9 +127,10 @@ def _layout_of(names: tuple[str, ...]) -> _Layout | None:
     found = set(names)
     if len(found) < len(names) or not found.issuperset(_ALWAYS):
         return None
-    if not found.issubset({*_ALWAYS, *_SOMETIMES}):
+    if not found.issubset({*_ALWAYS, *_SOMETIMES, _HOP, "tracestate"}):
         return None
     where = {name: index for index, name in enumerate(names)}
+    where.setdefault("ce_traceparent", where.get(_HOP, -1))
     layout = _Layout(*(where.get(name, -1) for name in (*_ALWAYS, *_SOMETIMES)))
     if len(_LAYOUTS) < _MOST_LAYOUTS:
         _LAYOUTS[names] = layout
@@ -180,8 +186,10 @@ def _decode_plain(record: Record) -> Event | None:
             if str(sequence) != text:
                 return None
         if trace >= 0:
-            traceparent = values[trace].decode()
-            _check_text(traceparent, "traceparent")
+            traceparent = values[trace].decode() or None
+            if traceparent is not None and len(traceparent) > _LONGEST_PLAIN:
+                return None
+            _check_text(traceparent or "", "traceparent")
         if (
             not 0 < len(event_id) <= 128
             or not event_id.isprintable()
@@ -213,7 +221,23 @@ def decode_http(headers: Mapping[str, str], body: bytes, topic: str) -> Event:
     else:
         attributes = {n[3:]: _plain(text) for n, text in lower.items() if n[:3] == "ce-"}
         attributes["datacontenttype"] = content_type
+    if (hop := lower.get(_HOP, "")) and len(hop) <= 128 and hop.isprintable():
+        attributes.setdefault("traceparent", hop)
     return _build(attributes, body, topic)
+
+
+def traceparent_of(record: Record) -> str | None:
+    """The `traceparent` of a record, also of one that can't be read."""
+    found = {name.lower(): raw for name, raw in record.headers if raw is not None}
+    raw = found.get("ce_traceparent", found.get(_HOP))
+    return None if raw is None else raw.decode("ascii", "replace")
+
+
+def _hop_of(headers: Sequence[tuple[str, bytes | None]]) -> str | None:
+    """What the header of the way says; None where that is no text that an event could carry."""
+    raw = next((raw for name, raw in headers if name.lower() == _HOP and raw), b"")
+    text = raw.decode("utf-8", "replace")
+    return text if 0 < len(text) <= 128 and text.isprintable() and "\ufffd" not in text else None
 
 
 def _attributes_of(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, str]:
@@ -341,7 +365,7 @@ def _build(attributes: dict[str, str], body: bytes, topic: str, key: bytes | Non
             _check_text(subject, "subject")
         elif subject != data.player_id:
             raise RefusedError(Refusal.SCHEMA, "subject is not the player of the data")
-    if (traceparent := take("traceparent", None)) is not None:
+    if (traceparent := take("traceparent", None) or None) is not None:
         _check_text(traceparent, "traceparent")
     sequence = None
     if (text := attributes.get("sequence")) is not None:

@@ -207,6 +207,40 @@ class ConsumerSettings(_Settings):
     """Of /healthz, /readyz and /metrics."""
 
 
+class TracingSettings(_Settings):
+    """OpenTelemetry's own settings, as far as they are checked at start; what else it knows
+    (`OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_BSP_*`, `OTEL_RESOURCE_ATTRIBUTES` …) it reads itself.
+
+    Unlike there, no exporter is the default: tracing is off until it is asked for."""
+
+    disabled: Literal["true", "false"] = Field("false", alias="OTEL_SDK_DISABLED")
+    exporter: Literal["none", "otlp"] = Field("none", alias="OTEL_TRACES_EXPORTER")
+    protocol: Literal["http/protobuf"] = Field("http/protobuf", alias="OTEL_EXPORTER_OTLP_PROTOCOL")
+    base_endpoint: HttpUrl = Field("http://localhost:4318", alias="OTEL_EXPORTER_OTLP_ENDPOINT")
+    traces_endpoint: HttpUrl | None = Field(None, alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    sampler: Literal[
+        "always_on",
+        "always_off",
+        "traceidratio",
+        "parentbased_always_on",
+        "parentbased_always_off",
+        "parentbased_traceidratio",
+    ] = Field("parentbased_always_on", alias="OTEL_TRACES_SAMPLER")
+    sampler_arg: float = Field(1.0, alias="OTEL_TRACES_SAMPLER_ARG", ge=0, le=1)
+    """Of the ratios: the share of traces that is kept."""
+    service_name: str | None = Field(None, alias="OTEL_SERVICE_NAME", max_length=255)
+    """None: the function's own name."""
+    most_links: int = Field(1_000, alias="OTEL_SPAN_LINK_COUNT_LIMIT", ge=1, le=100_000)
+    """Sampled wagers of one batch; what is above is counted, and not linked."""
+
+    def is_on(self) -> bool:
+        return self.exporter != "none" and self.disabled != "true"
+
+    def endpoint(self) -> str:
+        """Where traces go."""
+        return self.traces_endpoint or f"{self.base_endpoint}/v1/traces"
+
+
 class ArchiveSettings(ConsumerSettings):
     """Larger batches than elsewhere: a transaction costs the same for one input or thousands."""
 

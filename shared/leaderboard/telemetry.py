@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal
@@ -309,6 +310,23 @@ def metrics_text() -> bytes:
     return generate_latest(REGISTRY)
 
 
+def _no_trace() -> str | None:
+    return None
+
+
+current_trace_id: Callable[[], str | None] = _no_trace
+"""Of the span that the calling thread works in; set where a process traces."""
+
+
+def trace_id_of(traceparent: str | None) -> str | None:
+    """The trace id in a W3C `traceparent`, for a line about one event; None where it is none."""
+    found = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
+    return None if found is None else found[1]
+
+
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -318,6 +336,9 @@ class _JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         line.update(getattr(record, "fields", {}))
+        # That of the event which the line is about; else that of the batch at hand.
+        if (trace_id := line.pop("trace_id", None) or current_trace_id()) is not None:
+            line["trace_id"] = trace_id
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
+from prometheus_client import REGISTRY
 from redis.connection import AbstractConnection
 from werkzeug.serving import make_server
 
@@ -443,6 +444,8 @@ def test_due_connections_wait_for_a_gateway_that_is_away(scene: Scene) -> None:
     main.ports.put(known)
     main.closer.start()
     eventually(lambda: not scene.connections.due(int(time.time() * 1000), 10))
+    scene.connections.lease(Grant(T, PlayerId("zoe"), "z2", int(time.time() * 1000) + 60_000))
+    eventually(lambda: REGISTRY.get_sample_value("leaderboard_connections") == 1)
 
 
 def test_function_describes_itself(scene: Scene) -> None:

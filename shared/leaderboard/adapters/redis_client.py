@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from leaderboard.adapters import redis_alone  # noqa: F401 - first, see there
+
+# isort: split
 import redis
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.cluster import ClusterNode, RedisCluster

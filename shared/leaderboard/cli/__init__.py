@@ -13,6 +13,7 @@ import click
 
 from leaderboard.cli.api_documents import openapi
 from leaderboard.cli.dead_letters import dlq
+from leaderboard.cli.metrics import metrics
 from leaderboard.cli.operate import erase, tournament
 from leaderboard.cli.outbox import outbox, relay
 from leaderboard.cli.produce import produce
@@ -20,6 +21,7 @@ from leaderboard.cli.rebuild import rebuild
 from leaderboard.cli.record import record
 from leaderboard.cli.rollout import rollout
 from leaderboard.cli.stacks import run, schemas, stack, token
+from leaderboard.cli.trace import trace
 from leaderboard.cli.watch import watch
 from leaderboard.errors import LeaderboardError, SettingsError
 
@@ -35,7 +37,8 @@ def cli() -> None:
 
 
 _OPERATING = (tournament, erase, record, rebuild, dlq, outbox, relay, rollout)
-for command in (stack, run, token, produce, watch, *_OPERATING, schemas, openapi):
+_WRITING = (schemas, openapi, metrics)
+for command in (stack, run, token, produce, watch, trace, *_OPERATING, *_WRITING):
     cli.add_command(command)
 
 

@@ -6,6 +6,7 @@ import random
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -29,8 +30,9 @@ from leaderboard.events import (
     ScoreSubmitted,
     WagerPlaced,
 )
+from leaderboard.hosts.tracing import tracing_of
 from leaderboard.model import TournamentId
-from leaderboard.settings import KafkaSettings, load
+from leaderboard.settings import KafkaSettings, TracingSettings, load
 
 if TYPE_CHECKING:
     from leaderboard.stack.sender import Sender
@@ -84,7 +86,7 @@ def produce(  # noqa: PLR0913 - they are options
     from leaderboard.stack.sender import Sender
 
     if file is not None:
-        records, total = _from_file(file, topic), _lines(file)
+        events, total = _from_file(file, topic), _lines(file)
     else:
         if tournament is None:
             raise click.UsageError("--tournament is wanted, or --file")
@@ -93,13 +95,16 @@ def produce(  # noqa: PLR0913 - they are options
         tournament_id = TournamentId(checked_id(tournament, "tournament"))
         if count is not None:
             total = count
-            records = _generated(tournament_id, count, players, currency, seed)
+            events = _generated(tournament_id, count, players, currency, seed)
         else:
             total = 1
             data = _data(tournament_id, player, stake, win, currency, game, score, subscore)
-            records = iter([_record(data, event_id)])
-    sender = Sender(load(KafkaSettings, environment()))
-    _send_all(sender, records, total, rate)
+            events = iter([_event(data, event_id)])
+    settings = environment()
+    sender = Sender(load(KafkaSettings, settings))
+    with closing(tracing_of("produce", load(TracingSettings, settings))) as tracing:
+        records = (encode_kafka(tracing.begun(event, topic), topic) for event in events)
+        _send_all(sender, records, total, rate)
     console.print(f"{sender.acknowledged} of {sender.sent} acknowledged", highlight=False)
 
 
@@ -135,7 +140,7 @@ def _data(  # noqa: PLR0913, PLR0917 - they are options
         raise CommandError(f"the event would be refused: {first_fault(error)}") from None
 
 
-def _record(data: WagerPlaced | ScoreSubmitted, event_id: str | None) -> Record:
+def _event(data: WagerPlaced | ScoreSubmitted, event_id: str | None) -> Event:
     event = Event(
         id=event_id or uuid.uuid4().hex,
         source=SOURCE,
@@ -143,23 +148,24 @@ def _record(data: WagerPlaced | ScoreSubmitted, event_id: str | None) -> Record:
         subject=data.player_id,
         data=data,
     )
-    record = encode_kafka(event, WAGERS)
     try:
-        decode_kafka(record)  # an id is given by hand, and not every one would be taken
+        decode_kafka(
+            encode_kafka(event, WAGERS)
+        )  # an id is given by hand, and not every one would be taken
     except RefusedError as error:
         raise CommandError(f"{error.reason}: {error.detail}") from None
-    return record
+    return event
 
 
 def _generated(
     tournament_id: TournamentId, count: int, players: int, currency: str, seed: int | None
-) -> Iterator[Record]:
+) -> Iterator[Event]:
     from leaderboard.stack.play import Crowd, wager
 
     rounds = Crowd(players, random.Random(seed)).rounds()  # noqa: S311 - no secret
     for _, played in zip(range(count), rounds, strict=False):
         now_ms = time.time_ns() // 1_000_000
-        yield encode_kafka(wager(played, tournament_id, SOURCE, now_ms, currency), WAGERS)
+        yield wager(played, tournament_id, SOURCE, now_ms, currency)
 
 
 def _lines(file: TextIO) -> int | None:
@@ -178,15 +184,14 @@ def _read(file: TextIO) -> Iterator[str]:
         raise CommandError(f"{file.name} is no UTF-8: {error.reason}") from None
 
 
-def _from_file(file: TextIO, topic: str) -> Iterator[Record]:
+def _from_file(file: TextIO, topic: str) -> Iterator[Event]:
     for number, line in enumerate(_read(file), start=1):
         if not line.strip():
             continue
         try:
-            event = decode_http({"content-type": STRUCTURED_TYPE}, line.encode(), topic)
+            yield decode_http({"content-type": STRUCTURED_TYPE}, line.encode(), topic)
         except RefusedError as error:
             raise CommandError(f"line {number}: {error.reason}: {error.detail}") from None
-        yield encode_kafka(event, topic)
 
 
 def _send_all(

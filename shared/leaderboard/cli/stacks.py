@@ -41,6 +41,7 @@ def _replicas(
     help="Of the local stack: one server, or three primaries with a replica each.",
 )
 @click.option("--free-ports", is_flag=True, help="Any free ports instead of the fixed ones.")
+@click.option("--traces", is_flag=True, help="Trace wagers into a file, for `leaderboard trace`.")
 @click.option(
     "--replicas",
     multiple=True,
@@ -49,10 +50,20 @@ def _replicas(
     help="Processes of a function that reads Kafka, e.g. on-wager=2. May be given again.",
 )
 def stack(
-    kind: Literal["local", "embedded"], redis: str, free_ports: bool, replicas: dict[str, int]
+    kind: Literal["local", "embedded"],
+    redis: str,
+    free_ports: bool,
+    traces: bool,
+    replicas: dict[str, int],
 ) -> None:
     """The functions and all that they stand on, each its own process."""
-    _run(kind, free_ports=free_ports, replicas=replicas, redis_cluster=redis == "cluster")
+    _run(
+        kind,
+        free_ports=free_ports,
+        replicas=replicas,
+        redis_cluster=redis == "cluster",
+        traces=traces,
+    )
 
 
 @click.command(help="Run the embedded stack with sample players; print the board's address.")
@@ -69,6 +80,7 @@ def _run(
     replicas: Mapping[str, int] | None = None,
     sample_play: bool = False,
     redis_cluster: bool = False,
+    traces: bool = False,
 ) -> None:
     # Only these commands need the stack's packages.
     from leaderboard.stack.stack import (
@@ -93,6 +105,7 @@ def _run(
         replicas=replicas or {},
         sample_play=sample_play,
         redis_cluster=redis_cluster,
+        traces=traces,
     )
     run_stack(options, tell, ready)
 

@@ -26,7 +26,7 @@ from typing import Final, TypeVar
 from confluent_kafka import Message
 
 from leaderboard import telemetry
-from leaderboard.codec import decode_kafka
+from leaderboard.codec import decode_kafka, traceparent_of
 from leaderboard.dead_letters import bury
 from leaderboard.errors import RefusedError, SettingsError, TransientError, UnreadableTopicError
 from leaderboard.events import Event, Record, format_time_ms
@@ -348,7 +348,11 @@ class KafkaHost:
             logger.warning(
                 "event refused",
                 extra=telemetry.fields(
-                    topic=batch.topic, partition=batch.partition, offset=one.offset, reason=reason
+                    topic=batch.topic,
+                    partition=batch.partition,
+                    offset=one.offset,
+                    reason=reason,
+                    trace_id=telemetry.trace_id_of(traceparent_of(by_offset[one.offset])),
                 ),
             )
 

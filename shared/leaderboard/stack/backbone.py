@@ -65,6 +65,26 @@ def issuer_service(logs: Path, port: int) -> Service:
     return Service("ISSUER", process, process.start, lambda: answers_ok(jwks_url), EDGE)
 
 
+def traces_service(logs: Path, file: Path, port: int) -> Service:
+    """The collector of traces, which writes `file`."""
+    environ = {**os.environ, "PORT": str(port), "TRACES_FILE": str(file)}
+    argv = [sys.executable, "-m", "leaderboard.stack.trace_collector"]
+    process = Process("traces", argv, log_path=logs / "traces.log", environ=environ)
+    healthy = f"http://{LOOPBACK}:{port}/healthz"
+    return Service("TRACES", process, process.start, lambda: answers_ok(healthy), EDGE)
+
+
+def traces_settings(file: Path, port: int, environ: Mapping[str, str]) -> dict[str, str]:
+    """What makes every process of the stack, and commands beside it, trace."""
+    return {
+        "OTEL_TRACES_EXPORTER": "otlp",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{LOOPBACK}:{port}",
+        # Somebody may be waiting to see them.
+        "OTEL_BSP_SCHEDULE_DELAY": environ.get("OTEL_BSP_SCHEDULE_DELAY") or "250",
+        "TRACES_FILE": str(file),
+    }
+
+
 def common_settings(ports: Mapping[str, int], environ: Mapping[str, str]) -> dict[str, str]:
     """The contract's settings that are the same in every stack, and the functions' addresses."""
     issuer_url = f"http://{LOOPBACK}:{ports['ISSUER_PORT']}"

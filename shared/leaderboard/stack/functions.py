@@ -81,4 +81,5 @@ SERVER_PORTS: Final[Mapping[str, int]] = {
     "KAFKA_PORT": 8410,
     "REDIS_PORT": 8411,
     "POSTGRES_PORT": 8412,
+    "TRACES_PORT": 8414,
 }

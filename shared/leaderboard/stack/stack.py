@@ -23,6 +23,8 @@ from leaderboard.stack.backbone import (
     Backbone,
     answers_ok,
     common_settings,
+    traces_service,
+    traces_settings,
 )
 from leaderboard.stack.embedded import EmbeddedBackbone
 from leaderboard.stack.functions import FUNCTIONS, Function
@@ -40,13 +42,15 @@ FOLDER: Final = ".stack"
 @dataclass(frozen=True, slots=True)
 class StackOptions:
     """What was asked for. `replicas` counts processes of a function that reads Kafka;
-    `redis_cluster` makes the local stack's Redis three primaries with a replica each."""
+    `redis_cluster` makes the local stack's Redis three primaries with a replica each; `traces`
+    starts a collector, and has every process trace."""
 
     kind: Literal["embedded", "local"]
     folder: Path
     free_ports: bool = False
     sample_play: bool = False
     redis_cluster: bool = False
+    traces: bool = False
     replicas: Mapping[str, int] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
@@ -79,9 +83,8 @@ def _start(
     options: StackOptions, state: Path, supervisor: Supervisor, tell: Callable[[str], None]
 ) -> dict[str, str]:
     backbone_class = EmbeddedBackbone if options.kind == "embedded" else LocalBackbone
-    ports = choose_ports(
-        options.environ, free=options.free_ports, unused=backbone_class.needless_ports
-    )
+    needless = (*backbone_class.needless_ports, *(() if options.traces else ("TRACES_PORT",)))
+    ports = choose_ports(options.environ, free=options.free_ports, unused=needless)
     logs, data = state / "logs", state / "data"
     for folder in (logs, data):
         # Boards, log and record belong together: a stack starts with none of them.
@@ -94,9 +97,13 @@ def _start(
         backbone = LocalBackbone(data, logs, ports, redis_cluster=options.redis_cluster)
     supervisor.at_end(backbone.close)
     tell("starting servers")
-    supervisor.start(backbone.services())
+    traces_file = data / "traces.jsonl"
+    traces = [traces_service(logs, traces_file, ports["TRACES_PORT"])] if options.traces else []
+    supervisor.start([*backbone.services(), *traces])
     backbone.prepare()
     settings = backbone.settings() | common_settings(ports, options.environ)
+    if options.traces:
+        settings |= traces_settings(traces_file, ports["TRACES_PORT"], options.environ)
     settings |= {
         f.url_setting: f"http://{LOOPBACK}:{ports[f.port_setting]}"
         for f in FUNCTIONS
