@@ -17,7 +17,11 @@ from leaderboard.cli.metrics import PAGE, page
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "shared").rglob("*.py"), *(ROOT / "functions").rglob("*.py")])
 PRODUCT = "leaderboard_"
-KINDS = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
+KINDS: dict[str, type[MetricWrapperBase]] = {
+    "counter": Counter,
+    "gauge": Gauge,
+    "histogram": Histogram,
+}
 
 
 def declared() -> dict[str, MetricWrapperBase]:
@@ -63,7 +67,7 @@ def test_what_is_served_is_what_is_declared() -> None:
     assert {told.name for _, told in described} == telemetry.METRICS.keys()
     for one, told in described:
         metric = telemetry.METRICS[told.name]
-        assert isinstance(one, KINDS[metric.kind])
+        assert type(one) is KINDS[metric.kind]
         assert told.documentation == metric.meaning
 
 
