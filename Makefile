@@ -66,7 +66,7 @@ check: $(STAMP) ## Style, types, generated files: verifies, changes nothing.
 		MYPYPATH="$$(dirname "$$main")" $(BIN)/mypy "$$main"; done
 	@$(BIN)/leaderboard schemas --check
 	@$(BIN)/leaderboard openapi --check
-	@$(BIN)/leaderboard metrics --check
+	@$(BIN)/leaderboard observability --check
 
 .PHONY: lint
 lint: $(STAMP) ## Fix what can be fixed by itself.
@@ -75,10 +75,10 @@ lint: $(STAMP) ## Fix what can be fixed by itself.
 	@$(MAKE) --no-print-directory docs
 
 .PHONY: docs
-docs: $(STAMP) ## Write the generated part of docs/: JSON Schemas, OpenAPI, metrics.
+docs: $(STAMP) ## Write the generated part of docs/: JSON Schemas, OpenAPI, metrics, dashboards.
 	@$(BIN)/leaderboard schemas
 	@$(BIN)/leaderboard openapi
-	@$(BIN)/leaderboard metrics
+	@$(BIN)/leaderboard observability
 
 .PHONY: deploy-check
 deploy-check: $(STAMP) ## Every manifest built, against schemas, policies and the code; no cluster.

@@ -66,8 +66,10 @@ class Times(NamedTuple):
     event_ms: int
     ingest_ms: int
 
-    def pushed(self, frame: str, now_ms: int) -> None:
+    def pushed(self, tournament_id: TournamentId, frame: str, now_ms: int) -> None:
         """What shows the wager is with the gateway."""
+        seconds = max(now_ms - self.ingest_ms, 0) / 1000
+        telemetry.TOURNAMENT_LATENCY.labels(tournament_id, frame).set(seconds)
         for since, then_ms in (("event", self.event_ms), ("ingest", self.ingest_ms)):
             seconds = max(now_ms - then_ms, 0) / 1000
             telemetry.PUSH_LATENCY.labels(frame, since).observe(seconds)
@@ -142,7 +144,12 @@ class OnRankChange(InOneStep):
             # Should it come back, it comes from an owner who may have told less than we did.
             gone = {t for t in self._over if partition_of(t.encode(), count) == place.partition}
             self._over -= gone
-        self._watched = {t: w for t, w in self._watched.items() if w.place != place}
+        for tournament_id in [t for t, w in self._watched.items() if w.place == place]:
+            self._let_go(tournament_id)
+
+    def _let_go(self, tournament_id: TournamentId) -> None:
+        self._watched.pop(tournament_id, None)
+        telemetry.forget_tournament(tournament_id)
 
     def handle(self, batch: Batch) -> Sequence[Refused]:
         """Note what changed; send what may be sent now, the rest follows by `tick`."""
@@ -219,8 +226,9 @@ class OnRankChange(InOneStep):
         ]
         self._gateway.publish(frames)
         telemetry.FRAMES.labels("position").inc(len(frames))
+        telemetry.TOURNAMENT_FRAMES.labels(tournament_id, "position").inc(len(frames))
         if frames:
-            watched.moved_times.pushed("position", self._now_ms())
+            watched.moved_times.pushed(tournament_id, "position", self._now_ms())
         watched.moved.clear()
         watched.moved_since = None
         watched.positions_at = now
@@ -234,8 +242,11 @@ class OnRankChange(InOneStep):
                 frames.insert(0, tournament_frame(view))
             self._gateway.publish(frames)
             telemetry.FRAMES.labels("top").inc()
+            telemetry.TOURNAMENT_FRAMES.labels(tournament_id, "top").inc()
+            telemetry.TOURNAMENT_PLAYERS.labels(tournament_id).set(view.players)
+            telemetry.TOURNAMENT_SEQUENCE.labels(tournament_id).set(view.sequence)
             if watched.top_since is not None:
-                watched.top_times.pushed("top", self._now_ms())
+                watched.top_times.pushed(tournament_id, "top", self._now_ms())
             watched.state = view.terms.state
             shown = (view.sequence, view.players)
             watched.has_new_curve |= shown != watched.shown
@@ -246,18 +257,19 @@ class OnRankChange(InOneStep):
             return
         if view is None:
             # Let go, or lost: where it comes back the list says so, and it is watched anew.
-            self._watched.pop(tournament_id, None)
+            self._let_go(tournament_id)
         elif view.terms.state in OVER:
             if watched.has_new_curve:
                 self._send_curve(tournament_id, watched, now)
             self._over.add(tournament_id)
-            self._watched.pop(tournament_id, None)
+            self._let_go(tournament_id)
 
     def _send_curve(self, tournament_id: TournamentId, watched: _Watched, now: float) -> None:
         curve = self._board.scores_at(tournament_id, curve_ranks(watched.shown[1]))
         if curve is not None and curve.points:
             self._gateway.publish([curve_frame(curve)])
             telemetry.FRAMES.labels("curve").inc()
+            telemetry.TOURNAMENT_FRAMES.labels(tournament_id, "curve").inc()
         watched.has_new_curve = False
         watched.curve_at = now
 

@@ -37,9 +37,10 @@ LABELS: Final = {
     "source": "who answered: `board`, `record`",
     "status": "HTTP status",
     "topic": "Kafka topic",
+    "tournament": "a tournament that is watched now; its series end when it is over",
 }
-"""Every label, and what its values are. None holds a player, an address or a tournament: those are
-too many, and personal."""
+"""Every label, and what its values are. None holds a player or an address; and tournaments, which
+become many, only where their series end with them."""
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -195,6 +196,46 @@ FRAMES: Final = _counter("leaderboard_frames", "frames", "Frames handed to the g
 COALESCED: Final = _counter(
     "leaderboard_coalesced_changes", "changes", "Changes that a later frame made needless.", "frame"
 )
+TOURNAMENT_PLAYERS: Final = _gauge(
+    "leaderboard_tournament_players",
+    "players",
+    "Players of the board, as last shown.",
+    "tournament",
+)
+TOURNAMENT_SEQUENCE: Final = _gauge(
+    "leaderboard_tournament_sequence",
+    "offset",
+    "The board's sequence, as last shown: the offset of the last event that changed it.",
+    "tournament",
+)
+TOURNAMENT_FRAMES: Final = _counter(
+    "leaderboard_tournament_frames",
+    "frames",
+    "Frames of the tournament handed to the gateway.",
+    "tournament",
+    "frame",
+)
+TOURNAMENT_LATENCY: Final = _gauge(
+    "leaderboard_tournament_push_latency_seconds",
+    "seconds",
+    "As the latency by ingest, of the tournament's last push.",
+    "tournament",
+    "frame",
+)
+OF_TOURNAMENTS: Final = (
+    TOURNAMENT_PLAYERS,
+    TOURNAMENT_SEQUENCE,
+    TOURNAMENT_FRAMES,
+    TOURNAMENT_LATENCY,
+)
+
+
+def forget_tournament(tournament_id: str) -> None:
+    """End the series of a tournament that is not watched any more."""
+    for metric in OF_TOURNAMENTS:
+        metric.remove_by_labels({"tournament": tournament_id})
+
+
 CONNECTIONS: Final = _counter(
     "leaderboard_connection_decisions", "attempts", "Connection attempts decided.", "reason"
 )

@@ -12,7 +12,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import REGISTRY
 
 from leaderboard import telemetry
-from leaderboard.cli.metrics import PAGE, page
+from leaderboard.cli.observability import PAGE, page
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "shared").rglob("*.py"), *(ROOT / "functions").rglob("*.py")])
@@ -87,7 +87,22 @@ def test_names_say_their_unit() -> None:
 def test_no_label_holds_a_person_or_grows_without_end() -> None:
     used = {label for one in telemetry.METRICS.values() for label in one.labels}
     assert used == telemetry.LABELS.keys()
-    assert not used & {"player", "player_id", "tournament", "tournament_id", "address", "subject"}
+    assert not used & {"player", "player_id", "tournament_id", "address", "subject"}
+    ended = {one.describe()[0].name for one in telemetry.OF_TOURNAMENTS}  # type: ignore[index]
+    named = {one.name for one in telemetry.METRICS.values() if "tournament" in one.labels}
+    assert named == ended
+
+
+def test_series_of_a_tournament_end_with_it() -> None:
+    for name in ("t-over", "t-running"):
+        telemetry.TOURNAMENT_PLAYERS.labels(name).set(7)
+        telemetry.TOURNAMENT_FRAMES.labels(name, "top").inc()
+    telemetry.forget_tournament("t-over")
+    telemetry.forget_tournament("t-never")
+    text = telemetry.metrics_text()
+    assert b"t-over" not in text
+    assert text.count(b't-running"') >= 2
+    telemetry.forget_tournament("t-running")
 
 
 def test_a_metric_is_declared_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +114,6 @@ def test_a_metric_is_declared_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_page_is_written_from_the_declarations() -> None:
     text = (ROOT / PAGE).read_text(encoding="utf-8")
-    assert text == page(), "run `leaderboard metrics`"
+    assert text == page(), "run `leaderboard observability`"
     for one in telemetry.METRICS.values():
         assert f"| `{one.exposed}` | {one.kind} |" in text

@@ -67,6 +67,7 @@ def connect(url: str, *, pool_size: int = 4) -> sa.Engine:
     try:
         return sa.create_engine(
             url,
+            hide_parameters=True,  # a log of errors must not name players
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_timeout=CONNECT_SECONDS,
@@ -81,6 +82,7 @@ def _sqlite(url: str, pool_size: int) -> sa.Engine:
     in_memory = url.endswith(":memory:")
     engine = sa.create_engine(
         url,
+        hide_parameters=True,
         poolclass=sa.pool.StaticPool if in_memory else None,
         connect_args={"timeout": SQLITE_WAIT_SECONDS, "check_same_thread": False},
         **({} if in_memory else {"pool_size": pool_size, "max_overflow": pool_size}),

@@ -13,7 +13,7 @@ import click
 
 from leaderboard.cli.api_documents import openapi
 from leaderboard.cli.dead_letters import dlq
-from leaderboard.cli.metrics import metrics
+from leaderboard.cli.observability import observability
 from leaderboard.cli.operate import erase, tournament
 from leaderboard.cli.outbox import outbox, relay
 from leaderboard.cli.produce import produce
@@ -37,7 +37,7 @@ def cli() -> None:
 
 
 _OPERATING = (tournament, erase, record, rebuild, dlq, outbox, relay, rollout)
-_WRITING = (schemas, openapi, metrics)
+_WRITING = (schemas, openapi, observability)
 for command in (stack, run, token, produce, watch, trace, *_OPERATING, *_WRITING):
     cli.add_command(command)
 

@@ -28,7 +28,13 @@ from confluent_kafka import Message
 from leaderboard import telemetry
 from leaderboard.codec import decode_kafka, traceparent_of
 from leaderboard.dead_letters import bury
-from leaderboard.errors import RefusedError, SettingsError, TransientError, UnreadableTopicError
+from leaderboard.errors import (
+    Refusal,
+    RefusedError,
+    SettingsError,
+    TransientError,
+    UnreadableTopicError,
+)
 from leaderboard.events import Event, Record, format_time_ms
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.collector import collect_rarely
@@ -123,6 +129,8 @@ class KafkaHost:
         for topic in names:
             # Asked when metrics are: also of a host that hangs in a batch.
             telemetry.LAG.labels(name, topic).set_function(partial(self._group.lag, topic))
+            for reason in Refusal if dead_letters is not None else ():
+                telemetry.DEAD_LETTERS.labels(topic, reason.value)  # else the first is no increase
         self._logs = TopicLogs(names, kafka)
         self._cap = DeadLetterCap(
             name,

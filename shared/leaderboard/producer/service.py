@@ -38,7 +38,9 @@ def database(settings: DatabaseSettings) -> sa.Engine:
         }
     # Each statement sees what is committed by then; SQLite has one level only.
     level = {} if name == "sqlite" else {"isolation_level": "READ COMMITTED"}
-    engine = sa.create_engine(url, connect_args=arguments, pool_pre_ping=True, **level)
+    engine = sa.create_engine(
+        url, connect_args=arguments, pool_pre_ping=True, hide_parameters=True, **level
+    )
     if name == "postgresql":
         sa.event.listen(engine, "connect", _careful_session)
     elif name == "sqlite":

@@ -1,0 +1,15 @@
+"""The rules, and the metrics that they take from others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+FOLDER = Path(__file__).parents[1] / "platform/observability"
+RULES = yaml.safe_load((FOLDER / "rules.yaml").read_text("utf-8"))
+FOREIGN = {
+    "keda_scaler_metrics_value": {"scaledObject", "metric"},
+    "kube_deployment_status_replicas_ready": {"deployment"},
+}
+"""Metrics of others, with the labels that we rely on: KEDA's operator, kube-state-metrics."""
