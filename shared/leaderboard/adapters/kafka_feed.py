@@ -7,6 +7,7 @@ nothing left and no failure has delivered everything, and costs no callback a re
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -234,6 +235,8 @@ class KafkaFeed:
     def _config(self) -> dict[str, Any]:
         return {
             **self._settings.client_config(),
+            # Else the client writes lines of its own, which are no JSON, to standard error.
+            "logger": logging.getLogger("librdkafka"),
             "enable.idempotence": True,
             "partitioner": "murmur2_random",
             "linger.ms": 1,

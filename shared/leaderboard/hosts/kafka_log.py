@@ -28,6 +28,8 @@ from leaderboard.settings import KafkaSettings
 ASK_SECONDS: Final = 10.0
 CHECK_SECONDS: Final = 2.0
 LOOK_BACK_KIB: Final = 4096
+SILENT: Final = {"log_level": 2}
+"""Of clients that only ask: what fails is raised, and the lines would be no JSON."""
 IN_PROCESS_CLUSTER: Final = "mockCluster"
 """How librdkafka's own cluster (of the embedded stack) names itself. It describes no topics."""
 
@@ -47,7 +49,8 @@ class TopicLogs:
         """Never subscribes, never joins: it only asks, also for the probes' threads."""
         with self._making:
             if self._made is None:
-                self._made = Consumer({**self._settings.client_config(), "group.id": "asks-only"})
+                config = {**self._settings.client_config(), **SILENT}
+                self._made = Consumer({**config, "group.id": "asks-only"})
             return self._made
 
     def log_id(self, place: Place) -> str:
@@ -61,7 +64,7 @@ class TopicLogs:
         self._log_ids.clear()
 
     def _ask_log_id(self, topic: str) -> str:
-        admin = AdminClient(self._settings.client_config())
+        admin = AdminClient({**self._settings.client_config(), **SILENT})
         try:
             cluster_id = admin.list_topics(topic, timeout=ASK_SECONDS).cluster_id
             if (cluster_id or "").startswith(IN_PROCESS_CLUSTER):
@@ -92,6 +95,7 @@ class TopicLogs:
         reader = Consumer(
             {
                 **self._settings.client_config(),
+                **SILENT,
                 "group.id": "asks-only",
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
