@@ -8,8 +8,5 @@ import yaml
 
 FOLDER = Path(__file__).parents[1] / "platform/observability"
 RULES = yaml.safe_load((FOLDER / "rules.yaml").read_text("utf-8"))
-FOREIGN = {
-    "keda_scaler_metrics_value": {"scaledObject", "metric"},
-    "kube_deployment_status_replicas_ready": {"deployment"},
-}
-"""Metrics of others, with the labels that we rely on: KEDA's operator, kube-state-metrics."""
+FOREIGN = {"kube_deployment_status_replicas_ready": {"deployment"}}
+"""Metrics of others, with the labels that we rely on: kube-state-metrics."""
