@@ -13,6 +13,8 @@ import click
 
 from leaderboard.cli.api_documents import openapi
 from leaderboard.cli.dead_letters import dlq
+from leaderboard.cli.kafka_admin import acls, topics
+from leaderboard.cli.manifests import manifests
 from leaderboard.cli.observability import observability
 from leaderboard.cli.operate import erase, tournament
 from leaderboard.cli.outbox import outbox, relay
@@ -36,8 +38,9 @@ def cli() -> None:
     """The root of all commands."""
 
 
-_OPERATING = (tournament, erase, record, rebuild, dlq, outbox, relay, rollout)
-_WRITING = (schemas, openapi, observability)
+_CLUSTER = (rollout, topics, acls)
+_OPERATING = (tournament, erase, record, rebuild, dlq, outbox, relay, *_CLUSTER)
+_WRITING = (schemas, openapi, observability, manifests)
 for command in (stack, run, token, produce, watch, trace, *_OPERATING, *_WRITING):
     cli.add_command(command)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from leaderboard.cli.context import CommandError
 from leaderboard.dead_letters import DeadLetter, Mark, read
 from leaderboard.errors import TransientError
 from leaderboard.events import Record, dead_letter_topic
-from leaderboard.hosts.kafka_log import record_of
+from leaderboard.hosts.kafka_log import ASKING_GROUP, record_of
 from leaderboard.settings import KafkaSettings, load
 
 TIMEOUT_SECONDS = 10.0
@@ -67,7 +66,7 @@ def _records(settings: Mapping[str, str], topic: str) -> Iterator[Record]:
         {
             **load(KafkaSettings, settings).client_config(),
             # No group is joined: partitions are assigned by hand and nothing is committed.
-            "group.id": f"dlq-reader-{uuid.uuid4().hex}",
+            "group.id": ASKING_GROUP,
             "enable.auto.commit": False,
             "enable.partition.eof": False,
             "auto.offset.reset": "earliest",

@@ -30,6 +30,8 @@ CHECK_SECONDS: Final = 2.0
 LOOK_BACK_KIB: Final = 4096
 SILENT: Final = {"log_level": 2}
 """Of clients that only ask: what fails is raised, and the lines would be no JSON."""
+ASKING_GROUP: Final = "asks-only"
+"""Never joined, and nothing is committed to it: a client has to name one."""
 IN_PROCESS_CLUSTER: Final = "mockCluster"
 """How librdkafka's own cluster (of the embedded stack) names itself. It describes no topics."""
 
@@ -50,7 +52,7 @@ class TopicLogs:
         with self._making:
             if self._made is None:
                 config = {**self._settings.client_config(), **SILENT}
-                self._made = Consumer({**config, "group.id": "asks-only"})
+                self._made = Consumer({**config, "group.id": ASKING_GROUP})
             return self._made
 
     def log_id(self, place: Place) -> str:
@@ -96,7 +98,7 @@ class TopicLogs:
             {
                 **self._settings.client_config(),
                 **SILENT,
-                "group.id": "asks-only",
+                "group.id": ASKING_GROUP,
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
                 "queued.max.messages.kbytes": LOOK_BACK_KIB,

@@ -111,9 +111,9 @@ KAFKA_PROPERTIES: Final = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@{host}:{controller_port}
-listeners=BROKER://{host}:{port},CONTROLLER://{host}:{controller_port}{link_listener}
-advertised.listeners=BROKER://{host}:{port}{link_advertised}
-listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,LINK:PLAINTEXT
+listeners=BROKER://{host}:{port},CONTROLLER://{host}:{controller_port}{more_listeners}
+advertised.listeners=BROKER://{host}:{port}{more_advertised}
+listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,LINK:PLAINTEXT,USERS:SASL_PLAINTEXT
 inter.broker.listener.name=BROKER
 controller.listener.names=CONTROLLER
 log.dirs={folder}
@@ -133,6 +133,15 @@ group.min.session.timeout.ms=1000
 message.max.bytes={max_message_bytes}
 replica.fetch.max.bytes={max_message_bytes}
 """
+_GUARDED: Final = """\
+# Whoever comes by another listener is an administrator: loopback only.
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+allow.everyone.if.no.acl.found=false
+sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.users.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.\
+ScramLoginModule required;
+"""
 
 
 class KafkaServer:
@@ -147,9 +156,11 @@ class KafkaServer:
         setting: str = "KAFKA_PORT",
         heap: Literal["512m", "1g"] = "512m",
         link: tuple[int, int] | None = None,
+        users_port: int | None = None,
     ) -> None:
         """`link`: a second port, and the one under which clients that come there are told to find
-        the broker: a program between the two may cut what it passes on.
+        the broker: a program between the two may cut what it passes on. `users_port`: one where
+        clients say who they are (SASL/SCRAM-SHA-512) and may do what access lists allow, no more.
 
         Raises StackError without Java or the jars, PortTakenError naming `setting`."""
         java = shutil.which("java")
@@ -160,6 +171,7 @@ class KafkaServer:
             )
         self.port = claim_port(port, setting)
         self._link = link
+        self.users_port = users_port
         self._folder = folder
         self._config = folder / "server.properties"
         self._java = [java, "-cp", f"{kafka_jars()}/*"]
@@ -188,7 +200,9 @@ class KafkaServer:
     def launch(self) -> None:
         """Start without waiting, but for the formatting of a new storage (2 s)."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        listens, advertised = self._link or (0, 0)
+        more = {} if self._link is None else {"LINK": self._link}
+        if self.users_port is not None:
+            more["USERS"] = (self.users_port, self.users_port)
         # The controller's port is nobody else's business, so it is any free one each time.
         self._config.write_text(
             KAFKA_PROPERTIES.format(
@@ -197,9 +211,10 @@ class KafkaServer:
                 controller_port=free_port(),
                 folder=self._folder / "data",
                 max_message_bytes=MAX_MESSAGE_BYTES,
-                link_listener=f",LINK://{LOOPBACK}:{listens}" if self._link else "",
-                link_advertised=f",LINK://{LOOPBACK}:{advertised}" if self._link else "",
-            ),
+                more_listeners="".join(f",{n}://{LOOPBACK}:{p}" for n, (p, _) in more.items()),
+                more_advertised="".join(f",{n}://{LOOPBACK}:{p}" for n, (_, p) in more.items()),
+            )
+            + ("" if self.users_port is None else _GUARDED),
             encoding="utf-8",
         )
         if not (self._folder / "data" / "meta.properties").exists():

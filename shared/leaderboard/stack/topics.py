@@ -16,6 +16,9 @@ from leaderboard.stack.process import StackError
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 """A payload of 2 MiB has to get in, to be refused into its dead-letter topic, with headers."""
 PRODUCTION_PARTITIONS: Final = 50
+PRODUCTION_REPLICAS: Final = 3
+PRODUCTION_IN_SYNC: Final = 2
+"""One broker may be away, and what was acknowledged still lies on two disks."""
 LAPTOP_PARTITIONS: Final = 10
 """Divides 50, so what holds for ten partitions is not an accident of an odd number."""
 DEAD_LETTER_PARTITIONS: Final = 1
@@ -48,11 +51,13 @@ class Topic:
     partitions: int
     retention_ms: int
 
-    def config(self) -> dict[str, str]:
+    def config(self, min_insync: int = 1) -> dict[str, str]:
+        """`min_insync`: replicas that have to have a record before it counts as written."""
         return {
             "retention.ms": str(self.retention_ms),
             "max.message.bytes": str(MAX_MESSAGE_BYTES),
             "cleanup.policy": "delete",
+            "min.insync.replicas": str(min_insync),
         }
 
 
