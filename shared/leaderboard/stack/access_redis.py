@@ -1,0 +1,159 @@
+"""Who may do what in Redis: the commands and keys of each call that a function makes of a store.
+
+One user a function, named like it. Rights are those of the calls in `CALLS_OF`, and no others: a
+test compares that list with the functions' own text, and another runs every call on a server and
+compares what it sends with what stands here. What a script does inside counts as sent by its
+caller: a server checks it, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from leaderboard.adapters.redis_scripts import NAMES
+
+ALWAYS: Final = frozenset({"PING"})
+"""Of every connection, and what a client of a cluster asks before anything else."""
+IN_A_CLUSTER: Final = frozenset({"ASKING", "CLUSTER|SLOTS", "COMMAND"})
+_ASIDE: Final = "{*}:aside:*"
+_SOCKETS: Final = "{*}:sockets"
+_DUE: Final = "connections:due"
+_LIST: Final = "tournaments"
+
+
+@dataclass(frozen=True, slots=True)
+class Uses:
+    """What one call needs: commands, keys that it writes, and keys that it only reads."""
+
+    commands: frozenset[str]
+    writes: frozenset[str] = frozenset()
+    reads: frozenset[str] = frozenset()
+
+    def __or__(self, other: Uses) -> Uses:
+        writes = self.writes | other.writes
+        reads = (self.reads | other.reads) - writes
+        return Uses(self.commands | other.commands, writes, reads)
+
+
+def _uses(commands: str, writes: Iterable[str] = (), reads: Iterable[str] = ()) -> Uses:
+    return Uses(frozenset(commands.split()), frozenset(writes), frozenset(reads))
+
+
+def _of_board(*names: str) -> list[str]:
+    return [f"{{*}}:{name}" for name in names]
+
+
+_WHOLE: Final = _of_board(*NAMES)
+_SHOWN: Final = _of_board("board", "ranks", "rows", "names")
+_SCRIPT, _READING = "EVAL EVALSHA", "EVAL_RO EVALSHA_RO"
+_VIEW: Final = _uses(
+    f"{_READING} HGET HMGET ZCARD ZRANGE ZRANK ZREVRANGE ZREVRANK", reads=_SHOWN
+)
+CALLS: Final[Mapping[str, Uses]] = {
+    "board.apply": _uses(
+        f"{_SCRIPT} EXISTS HDEL HEXISTS HGET HLEN HMGET HSET LINDEX LPOP LRANGE PEXPIREAT RENAME "
+        "RPUSH SADD SCARD SMISMEMBER UNLINK ZADD ZRANGE ZRANK ZREM ZREVRANGE ZREVRANK",
+        _WHOLE,
+    ),
+    "board.restore": _uses(
+        f"{_SCRIPT} HLEN HMGET HSET PERSIST PEXPIRE RENAME SADD SCARD UNLINK ZADD ZCARD",
+        [*_WHOLE, _ASIDE],
+    ),
+    "board.expire": _uses(f"{_SCRIPT} HGET HSET PEXPIREAT", _WHOLE),
+    "board.stands_at": _uses("HMGET", reads=_of_board("board")),
+    "board.top": _VIEW,
+    "board.player": _VIEW,
+    "board.rows": _uses(f"{_READING} HMGET ZSCORE", reads=_SHOWN),
+    "board.scores_at": _uses(f"{_READING} HMGET ZRANGE ZREVRANGE", reads=_SHOWN),
+    "board.is_in": _uses("HEXISTS", reads=_of_board("names", "rows")),
+    "board.is_erased": _uses(f"{_READING} HGET HMGET", reads=[*_SHOWN, *_of_board("out")]),
+    "directory.put": _uses("EVAL HGET HSET", [_LIST]),
+    "directory.find": _uses("HGET", reads=[_LIST]),
+    "directory.all": _uses("HGETALL", reads=[_LIST]),
+    "directory.remove": _uses("HDEL", [_LIST]),
+    "progress.read": _uses("HGET", reads=["progress:*"]),
+    "progress.boards": _uses("HGETALL", reads=["progress:*"]),
+    "progress.advance": _uses("EVAL HGET HSET", ["progress:*"]),
+    "progress.forget": _uses("HDEL", ["progress:*"]),
+    "erasures.begin": _uses("EVAL HGETALL HSET HSETNX", ["erasures:*"]),
+    "erasures.find": _uses("HGETALL", reads=["erasures:*"]),
+    "erasures.mark": _uses("EVAL EXISTS HDEL HGET HGETALL HSET", ["erasures:*"]),
+    "erasures.restore": _uses("EVAL HSETNX", ["erasures:*"]),
+    "erasures.is_erased": _uses("EXISTS", reads=["erasures:*"]),
+    "connections.issue": _uses("SET", ["ticket:*"]),
+    "connections.redeem": _uses("GETDEL", ["ticket:*"]),
+    "connections.lease": _uses("EVAL HGET HSET PEXPIRE PTTL ZADD", [_SOCKETS, _DUE]),
+    "connections.release": _uses("EVAL HDEL HGET ZADD", [_SOCKETS, _DUE]),
+    "connections.holder": _uses("HGET", reads=[_SOCKETS]),
+    "connections.live": _uses("HMGET", reads=[_SOCKETS]),
+    "connections.due": _uses("ZRANGEBYSCORE", reads=[_DUE]),
+    "connections.closed": _uses("ZREM", [_DUE]),
+}
+"""By port and call; `begin` of a board is `apply`, and `around` is `player`."""
+
+_REBUILD: Final = (
+    "board.apply", "board.restore", "board.stands_at", "directory.put", "erasures.restore",
+)  # fmt: skip
+_READS: Final = ("board.top", "board.player", "directory.all", "directory.find")
+CALLS_OF: Final[Mapping[str, tuple[str, ...]]] = {
+    "on-wager": (*_REBUILD, "progress.advance", "progress.boards", "progress.read"),
+    "on-wager-http": ("directory.find",),
+    "on-rank-change": ("board.scores_at", "board.top", "connections.live", "directory.all"),
+    "archive": (
+        "board.expire", "board.rows", "board.top", "directory.remove", "progress.forget",
+    ),
+    "query": _READS,
+    "on-connect": (
+        "board.is_erased", "connections.closed", "connections.due", "connections.holder",
+        "connections.issue", "connections.lease", "connections.redeem", "connections.release",
+        "directory.find", "erasures.is_erased",
+    ),
+    "erase": (
+        "board.is_erased", "board.is_in", "board.player", "board.top", "connections.holder",
+        "connections.release", "directory.all", "directory.find", "erasures.begin",
+        "erasures.find", "erasures.mark",
+    ),
+    "tournament": ("board.top", "directory.all", "directory.find"),
+    # Staff with `leaderboard rebuild`.
+    "operator": _REBUILD,
+}  # fmt: skip
+SERVERS_OWN: Final[Mapping[str, str]] = {
+    "default": "off",
+    "admin": "on {password} ~* &* +@all",
+    "replica": "on {password} resetchannels -@all +ping +psync +replconf",
+    "probe": "on nopass resetchannels -@all +ping +cluster|info",
+}
+"""Users that no function has: whom a replica is, whom a person with all rights, whom a probe."""
+
+
+def rights_of(user: str) -> Uses:
+    """All that a function's user may do."""
+    every = Uses(ALWAYS | IN_A_CLUSTER)
+    for call in CALLS_OF[user]:
+        every |= CALLS[call]
+    return every
+
+
+def rules_of(user: str, password: str) -> str:
+    """The rules of an ACL SETUSER; `password` as ACL rules spell one (`>…`, or `#` and a hash)."""
+    rights = rights_of(user)
+    commands = [f"+{name.lower()}" for name in sorted(rights.commands)]
+    keys = [f"~{one}" for one in sorted(rights.writes)]
+    keys += [f"%R~{one}" for one in sorted(rights.reads)]
+    return " ".join(["on", password, *keys, "resetchannels", "-@all", *commands])
+
+
+def acl_file(password_of: Mapping[str, str]) -> str:
+    """An `aclfile` with every user. Raises KeyError for one whose password is not given."""
+    lines = [
+        f"user {name} {rules.format(password=password_of[name] if '{' in rules else '')}"
+        for name, rules in SERVERS_OWN.items()
+    ]
+    lines += [f"user {name} {rules_of(name, password_of[name])}" for name in CALLS_OF]
+    return "\n".join(lines) + "\n"
+
+
+def users_with_passwords() -> list[str]:
+    return [name for name, rules in SERVERS_OWN.items() if "{" in rules] + list(CALLS_OF)

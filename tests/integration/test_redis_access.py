@@ -1,0 +1,279 @@
+"""Each call of a store sends what the table of rights says, no more and no less; each function
+makes the calls that the table gives it; and a server with that table lets it do nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import pytest
+import redis
+from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
+
+from boards import folded, snapshot_of
+from certificates import Certificates, make_certificates
+from leaderboard.adapters.redis_board import RedisBoard
+from leaderboard.adapters.redis_client import RedisClient, connect
+from leaderboard.adapters.redis_connections import RedisConnections
+from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.adapters.redis_erasures import RedisErasures
+from leaderboard.adapters.redis_progress import RedisProgress
+from leaderboard.errors import TransientError
+from leaderboard.model import Offset, PlayerId
+from leaderboard.ports import Grant, Summary
+from leaderboard.stack.access_redis import (
+    ALWAYS,
+    CALLS,
+    CALLS_OF,
+    IN_A_CLUSTER,
+    SERVERS_OWN,
+    Uses,
+    acl_file,
+    rights_of,
+    users_with_passwords,
+)
+from leaderboard.stack.functions import FUNCTIONS
+from leaderboard.stack.process import LOOPBACK, Process, free_port
+from leaderboard.stack.redis_cluster import RedisCluster
+from leaderboard.stack.servers import redis_program
+from logs import ALICE, BOB, CAROL, LOG, START_MS, TOMBSTONE_KEY, T, erased, joined, scheduled, scored
+
+ROOT = Path(__file__).parents[2]
+PASSWORD: Final = "a password of tests"
+Entry = Any
+
+
+def stores(client: RedisClient) -> SimpleNamespace:
+    return SimpleNamespace(
+        board=RedisBoard(client, TOMBSTONE_KEY, remembered_ids=2),
+        directory=RedisDirectory(client),
+        progress=RedisProgress(client),
+        connections=RedisConnections(client, lambda: START_MS),
+        erasures=RedisErasures(client, TOMBSTONE_KEY),
+    )
+
+
+def small_log(**changes: Any) -> list[Entry]:
+    return [
+        scheduled(0, **changes),
+        joined(1, ALICE, "Alice"),
+        joined(2, BOB),
+        scored(3, ALICE, 50, 1),
+        scored(4, BOB, 60, 2, source="/numbers", sequence=1),
+        scored(5, ALICE, 5, 1),
+    ]
+
+
+def prepared(admin: RedisClient, **changes: Any) -> None:
+    """A board, a list, requests, sockets: as the calls find them."""
+    made = stores(admin)
+    made.board.apply(T, LOG, None, small_log(**changes), None)
+    terms = made.board.top(T, 1).terms
+    made.directory.put(Summary(T, terms))
+    made.progress.advance(LOG, 0, None, Offset(5), {T: Offset(5)})
+    made.erasures.begin(CAROL, START_MS)
+
+
+def grant(number: int = 1) -> Grant:
+    return Grant(T, ALICE, f"c{number}", START_MS + 900_000)
+
+
+def applies(s: SimpleNamespace, admin: SimpleNamespace) -> None:
+    """Both orders, a required join, duplicates, an erasure, an end that is set."""
+    for order in ("ascending", "descending"):
+        admin.client.flushall()
+        log = small_log(order=order, join="required")
+        s.board.apply(T, LOG, None, log, None)
+        s.board.apply(T, LOG, Offset(5), [scored(6, ALICE, 90, 3)], Offset(5), Offset(5))
+        s.board.apply(T, LOG, Offset(6), [erased(7, BOB)], Offset(5))
+        s.board.apply(T, LOG, Offset(7), [scored(8, BOB, 90)], None)
+        admin.board.expire(T, admin.board.top(T, 1).sequence, START_MS * 10)
+        s.board.apply(T, LOG, Offset(8), [scored(9, ALICE, 90)], None)
+        # What another process finds: terms that it does not know.
+        stores(s.client).board.apply(T, LOG, Offset(9), [scored(10, ALICE, 1)], None)
+
+
+def restores(s: SimpleNamespace, admin: SimpleNamespace) -> None:
+    admin.client.flushall()
+    log = [*small_log(), erased(6, BOB)]
+    s.board.restore(snapshot_of(folded(log, 2)))
+    stale = snapshot_of(folded(small_log(), 2))
+    s.board._restore(stale, force=False, loaded=lambda rows: None)
+
+
+def views(call: Callable[[RedisBoard], object]) -> Callable[..., None]:
+    def drive(s: SimpleNamespace, admin: SimpleNamespace) -> None:
+        for order in ("ascending", "descending"):
+            admin.client.flushall()
+            prepared(admin.client, order=order)
+            admin.client.script_flush()
+            call(stores(s.client).board)
+
+    return drive
+
+
+def leases(s: SimpleNamespace, admin: SimpleNamespace) -> None:
+    s.connections.lease(grant(1))
+    s.connections.lease(grant(2))
+
+
+def releases(s: SimpleNamespace, admin: SimpleNamespace) -> None:
+    admin.connections.lease(grant(1))
+    s.connections.release(T, ALICE)
+
+
+def redeems(s: SimpleNamespace, admin: SimpleNamespace) -> None:
+    assert s.connections.redeem(admin.connections.issue(grant(), 30)) == grant()
+
+
+def puts(s: SimpleNamespace, admin: SimpleNamespace) -> None:
+    s.directory.put(Summary(T, admin.board.top(T, 1).terms))
+
+
+DRIVES: Final[dict[str, Callable[[Any, Any], object]]] = {
+    "board.apply": applies,
+    "board.restore": restores,
+    "board.expire": lambda s, a: s.board.expire(T, a.board.top(T, 1).sequence, START_MS * 10),
+    "board.stands_at": lambda s, a: s.board.stands_at(LOG, [T]),
+    "board.top": views(lambda b: (b.top(T, 10), b.around(T, ALICE, 1))),
+    "board.player": views(lambda b: (b.player(T, ALICE), b.around(T, ALICE, 1))),
+    "board.rows": lambda s, a: s.board.rows(T, [ALICE, BOB]),
+    "board.scores_at": views(lambda b: b.scores_at(T, [1, 2])),
+    "board.is_in": lambda s, a: s.board.is_in(T, CAROL),
+    "board.is_erased": lambda s, a: s.board.is_erased(T, BOB),
+    "directory.put": puts,
+    "directory.find": lambda s, a: s.directory.find(T),
+    "directory.all": lambda s, a: s.directory.all(),
+    "directory.remove": lambda s, a: s.directory.remove(T),
+    "progress.read": lambda s, a: s.progress.read(LOG, 0),
+    "progress.boards": lambda s, a: s.progress.boards(LOG, 0),
+    "progress.advance": lambda s, a: s.progress.advance(LOG, 0, None, Offset(9), {T: Offset(9)}),
+    "progress.forget": lambda s, a: s.progress.forget(LOG, 0, [T]),
+    "erasures.begin": lambda s, a: s.erasures.begin(BOB, START_MS),
+    "erasures.find": lambda s, a: s.erasures.find(s.erasures.id_of(CAROL)),
+    "erasures.mark": lambda s, a: s.erasures.mark(s.erasures.id_of(CAROL), {"record": "done"}),
+    "erasures.restore": lambda s, a: s.erasures.restore("er-2", T, START_MS),
+    "erasures.is_erased": lambda s, a: s.erasures.is_erased(CAROL),
+    "connections.issue": lambda s, a: s.connections.issue(grant(), 30),
+    "connections.redeem": redeems,
+    "connections.lease": leases,
+    "connections.release": releases,
+    "connections.holder": lambda s, a: s.connections.holder(T, ALICE),
+    "connections.live": lambda s, a: s.connections.live(T, [ALICE]),
+    "connections.due": lambda s, a: s.connections.due(START_MS, 10),
+    "connections.closed": lambda s, a: s.connections.closed(["c1"]),
+}
+
+
+@contextmanager
+def user_with(admin: redis.Redis, uses: Uses) -> Iterator[None]:
+    """A user who may do just this, while it lasts."""
+    keys = [f"~{one}" for one in uses.writes] + [f"%R~{one}" for one in uses.reads]
+    commands = [f"+{one.lower()}" for one in uses.commands]
+    rules = ["reset", "on", f">{PASSWORD}", *keys, *commands]
+    admin.execute_command("ACL", "SETUSER", "tested", *rules)
+    try:
+        yield
+    finally:
+        admin.execute_command("ACL", "DELUSER", "tested")
+
+
+def as_user(url: str, user: str) -> redis.Redis:
+    place = url.rpartition("@")[2].removeprefix("redis://").partition("/")[0]
+    host, _, port = place.rpartition(":")
+    return redis.Redis(host, int(port), username=user, password=PASSWORD, protocol=2)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_call_sends_what_it_is_given_the_right_to(name: str, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url, protocol=2) as admin:
+        admin.flushall()
+        admin.script_flush()
+        prepared(admin)
+        admin.script_flush()
+        uses = CALLS[name]
+        as_admin = stores(admin)
+        as_admin.client = admin
+        with user_with(admin, Uses(uses.commands | ALWAYS, uses.writes, uses.reads)):
+            sent = run(name, redis_url, as_admin)
+    # A connection says who it is: everybody may.
+    commands = {words[0].upper() for words in sent} - {"AUTH"}
+    assert commands == uses.commands
+    words = {word for one in sent for word in one[1:]}
+    for pattern in uses.writes | uses.reads:
+        assert any(fnmatchcase(word, pattern) for word in words), f"{pattern} is never used"
+
+
+def run(name: str, url: str, as_admin: SimpleNamespace) -> list[list[str]]:
+    """Make the call as the user `tested`: what that client sent, and what its scripts did."""
+    with as_user(url, "tested") as client, redis.Redis.from_url(url, protocol=2) as marker:
+        client.ping()
+        made = stores(client)
+        made.client = client
+        with redis.Redis.from_url(url, protocol=2) as watcher, watcher.monitor() as monitor:
+            DRIVES[name](made, as_admin)
+            users = {one["addr"]: one["user"] for one in marker.client_list()}
+            marker.execute_command("ECHO", "over")
+            sent, by = [], ""
+            while (one := monitor.next_command())["command"] != "ECHO over":
+                if one["client_type"] != "lua":
+                    by = users.get(f"{one['client_address']}:{one['client_port']}", "")
+                if by == "tested":
+                    sent.append(one["command"].split(" "))
+            return sent
+
+
+# --- the functions' own text ---------------------------------------------------------------------
+
+PORTS: Final = ("board", "directory", "progress", "erasures", "connections")
+SAME: Final = {"board.begin": "board.apply", "board.around": "board.player"}
+JOINED: Final = {
+    "reads.top": {"board.top", "directory.find"},
+    "reads.player": {"board.player", "directory.find"},
+    "reads.around": {"board.player", "directory.find"},
+    "reads.all": {"directory.all"},
+    "reads.find": {"directory.find"},
+    "tournaments.find": {"directory.find"},
+    "tournaments.has_forgotten": set(),
+}
+"""What reads.py makes of a call to it."""
+PURE: Final = {"erasures.id_of"}
+
+
+def calls_in(text: str) -> set[str]:
+    """Calls of the stores' ports (`self._board.top(`, `ports.board.top(`) in a module."""
+    found = {
+        f"{port}.{call}"
+        for port, call in re.findall(
+            rf"\b(?:ports\.|self\._|_)?({'|'.join([*PORTS, 'reads', 'tournaments'])})\.([a-z_]+)\(", text
+        )
+    }
+    joined = [JOINED[one] for one in found if one in JOINED]
+    plain = {SAME.get(one, one) for one in found - JOINED.keys()} - PURE
+    return plain.union(*joined)
+
+
+@pytest.mark.parametrize("name", [one.name for one in FUNCTIONS])
+def test_function_makes_the_calls_that_it_has_the_rights_for(name: str) -> None:
+    function = next(one for one in FUNCTIONS if one.name == name)
+    folder = ROOT / "functions" / function.folder
+    files = {path.name: path for path in folder.glob("*.py")}
+    over_http = files.pop("intake.py", None)
+    paths = list(files.values())
+    if over_http is not None and function.target is not None:
+        paths = [over_http]
+    text = "\n".join(path.read_text("utf-8") for path in paths)
+    if "Rebuild(" in text:
+        text += (ROOT / "shared/leaderboard/rebuild.py").read_text("utf-8")
+    assert calls_in(text) == set(CALLS_OF[name])
+
+
+def test_every_right_is_somebodys() -> None:
+    assert {call for calls in CALLS_OF.values() for call in calls} == CALLS.keys()
+    assert DRIVES.keys() == CALLS.keys()
