@@ -3,48 +3,61 @@ makes the calls that the table gives it; and a server with that table lets it do
 
 from __future__ import annotations
 
-import hashlib
+import os
 import re
+import socket
+import ssl
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
+from urllib.parse import quote
 
 import pytest
 import redis
-from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.retry import Retry
 
 from boards import folded, snapshot_of
-from certificates import Certificates, make_certificates
+from certificates import make_certificates
 from leaderboard.adapters.redis_board import RedisBoard
-from leaderboard.adapters.redis_client import RedisClient, connect
+from leaderboard.adapters.redis_client import RedisClient, check, connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.adapters.redis_progress import RedisProgress
-from leaderboard.errors import TransientError
-from leaderboard.model import Offset, PlayerId
+from leaderboard.model import Offset
 from leaderboard.ports import Grant, Summary
 from leaderboard.stack.access_redis import (
     ALWAYS,
     CALLS,
     CALLS_OF,
-    IN_A_CLUSTER,
-    SERVERS_OWN,
     Uses,
-    acl_file,
-    rights_of,
     users_with_passwords,
 )
 from leaderboard.stack.functions import FUNCTIONS
-from leaderboard.stack.process import LOOPBACK, Process, free_port
-from leaderboard.stack.redis_cluster import RedisCluster
-from leaderboard.stack.servers import redis_program
-from logs import ALICE, BOB, CAROL, LOG, START_MS, TOMBSTONE_KEY, T, erased, joined, scheduled, scored
+from leaderboard.stack.process import LOOPBACK, Process, accepts, free_port
+from logs import (
+    ALICE,
+    BOB,
+    CAROL,
+    LOG,
+    START_MS,
+    TOMBSTONE_KEY,
+    T,
+    erased,
+    joined,
+    scheduled,
+    scored,
+)
 
 ROOT = Path(__file__).parents[2]
+BASE: Final = ROOT / "platform/redis/base"
 PASSWORD: Final = "a password of tests"
 Entry = Any
 
@@ -251,7 +264,8 @@ def calls_in(text: str) -> set[str]:
     found = {
         f"{port}.{call}"
         for port, call in re.findall(
-            rf"\b(?:ports\.|self\._|_)?({'|'.join([*PORTS, 'reads', 'tournaments'])})\.([a-z_]+)\(", text
+            rf"\b(?:ports\.|self\._|_)?({'|'.join([*PORTS, 'reads', 'tournaments'])})\.([a-z_]+)\(",
+            text,
         )
     }
     joined = [JOINED[one] for one in found if one in JOINED]
@@ -277,3 +291,183 @@ def test_function_makes_the_calls_that_it_has_the_rights_for(name: str) -> None:
 def test_every_right_is_somebodys() -> None:
     assert {call for calls in CALLS_OF.values() for call in calls} == CALLS.keys()
     assert DRIVES.keys() == CALLS.keys()
+
+
+# --- platform/redis, on servers ------------------------------------------------------------------
+
+
+class GuardedCluster:
+    """Three nodes started and joined by the scripts and files of platform/redis."""
+
+    def __init__(self, folder: Path) -> None:
+        self.certificates = make_certificates(folder / "tls")
+        self._secrets, self._folder = folder / "secrets", folder
+        self._secrets.mkdir()
+        for user in users_with_passwords():
+            (self._secrets / user).write_text(f"{user} {PASSWORD}\n")
+        self.ports = [free_port() for _ in range(3)]
+        self.processes = [self._node(port) for port in self.ports]
+
+    def _node(self, port: int) -> Process:
+        folder = self._folder / str(port)
+        folder.mkdir()
+        tls = self.certificates
+        argv = [
+            "sh", str(BASE / "start.sh"), "--tls-port", str(port),
+            "--cluster-port", str(free_port()), "--bind", LOOPBACK,
+            "--tls-cert-file", str(tls.certificate), "--tls-key-file", str(tls.key),
+            "--tls-ca-cert-file", str(tls.authority),
+        ]  # fmt: skip
+        environ = {**os.environ, "CONFIG": str(BASE), "SECRETS": str(self._secrets)}
+        environ |= {"RUN": str(folder), "DATA": str(folder), "HOST": "localhost"}
+        return Process("redis", argv, log_path=folder / "redis.log", environ=environ)
+
+    def start(self) -> None:
+        for process in self.processes:
+            process.start()
+        for port, process in zip(self.ports, self.processes, strict=True):
+            process.wait_until(partial(accepts, port), 15)
+        self.form()
+
+    def form(self) -> str:
+        environ = {**os.environ, "SECRETS": str(self._secrets), "REPLICAS": "0", "TRIES": "10"}
+        environ["TLS"] = str(self.certificates.authority.parent)
+        places = [f"localhost:{port}" for port in self.ports]
+        return subprocess.run(
+            ["sh", str(BASE / "form.sh"), *places],
+            env=environ, check=True, capture_output=True, text=True, timeout=60,
+        ).stdout  # fmt: skip
+
+    def url(self, user: str) -> str:
+        places = ",".join(f"localhost:{port}" for port in self.ports)
+        return f"rediss://{user}:{quote(f'{user} {PASSWORD}')}@{places}"
+
+    def node(self, user: str | None, index: int = 0, **options: Any) -> redis.Redis:
+        who = {} if user is None else {"username": user, "password": f"{user} {PASSWORD}"}
+        return redis.Redis(
+            "localhost", self.ports[index], ssl=True, protocol=2,
+            ssl_ca_certs=str(self.certificates.authority), **who, **options,
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.stop()
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedCluster]:
+    cluster = GuardedCluster(tmp_path_factory.mktemp("guarded"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def as_role(
+    guarded: GuardedCluster, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], RedisClient]]:
+    """Clients as the functions make them: only the authority is told from outside."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(guarded.certificates.authority))
+    opened: list[RedisClient] = []
+
+    def client(user: str) -> RedisClient:
+        opened.append(connect(guarded.url(user)))
+        return opened[-1]
+
+    yield client
+    for one in opened:
+        one.close()
+
+
+def test_every_function_does_its_work_on_the_guarded_cluster(
+    guarded: GuardedCluster, as_role: Callable[[str], RedisClient]
+) -> None:
+    admin = as_role("admin")
+    as_admin = stores(admin)
+    as_admin.client = admin
+    for user, calls in CALLS_OF.items():
+        client = as_role(user)
+        check(client)
+        made = stores(client)
+        made.client = client
+        for call in calls:
+            admin.flushall(target_nodes="primaries")
+            prepared(admin)
+            DRIVES[call](made, as_admin)
+    for index in range(3):
+        with guarded.node("admin", index) as node:
+            refused = {(one["username"], one["object"]) for one in node.acl_log()}
+            # The client's own name, which servers before 7.2 don't know.
+            assert {one for one in refused if one[1] not in ("client|setinfo", "client")} == set()
+
+
+OTHERS: Final = {
+    "query": [
+        "SET ticket:x y",
+        "HSET {t1}:board offset 1",
+        "HGETALL erasures:x",
+        "DEL tournaments",
+    ],
+    "on-wager-http": ["HGET {t1}:board offset", "HSET tournaments a b", "EVAL return(1) 0"],
+    "on-rank-change": ["HSET {t1}:sockets a b", "ZADD {t1}:ranks 1 a", "HGET {t1}:out a"],
+    "archive": ["HGET {t1}:sockets a", "GETDEL ticket:x", "HGETALL erasures:x"],
+    "on-connect": ["HSET {t1}:board offset 1", "HDEL tournaments t1", "HSET erasures:x a b"],
+    "erase": ["HSET {t1}:board offset 1", "HSET tournaments t1 x", "GETDEL ticket:x"],
+    "tournament": ["HSET {t1}:board offset 1", "HGETALL erasures:x", "HSET tournaments t1 x"],
+    "on-wager": ["GETDEL ticket:x", "HGET {t1}:sockets alice", "ZADD connections:due 1 a"],
+    "operator": ["GETDEL ticket:x", "HGET progress:a:1 b"],
+}
+NOBODYS: Final = (
+    "FLUSHALL", "KEYS *", "SCAN 0", "CONFIG GET *", "DEL {t1}:board", "MONITOR",
+    "SCRIPT FLUSH", "ACL LIST", "SHUTDOWN", "FUNCTION LIST", "CLUSTER RESET",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("user", CALLS_OF)
+def test_nobody_does_anything_else(user: str, guarded: GuardedCluster) -> None:
+    with guarded.node(user) as node:
+        for words in (*OTHERS[user], *NOBODYS):
+            with pytest.raises(NoPermissionError):
+                node.execute_command(*words.split(" "))
+
+
+def test_who_does_not_say_who_they_are_gets_nothing(guarded: GuardedCluster) -> None:
+    with guarded.node(None) as nobody, pytest.raises(AuthenticationError):
+        nobody.ping()
+    with guarded.node("query") as wrong:
+        wrong.connection_pool.connection_kwargs["password"] = "wrong"
+        with pytest.raises(AuthenticationError):
+            wrong.ping()
+    plain = redis.Redis("localhost", guarded.ports[0], retry=Retry(NoBackoff(), 0))
+    with plain, pytest.raises(redis.ConnectionError):
+        plain.ping()
+    context = ssl.create_default_context(cafile=str(guarded.certificates.authority))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        socket.create_connection(("localhost", guarded.ports[0]), timeout=5) as raw,
+        pytest.raises((ssl.SSLError, ConnectionError)),
+    ):
+        context.wrap_socket(raw, server_hostname="localhost")
+
+
+def test_settings_of_a_node_are_those_that_the_platform_counts_on(guarded: GuardedCluster) -> None:
+    wanted = {"maxmemory-policy": "noeviction", "appendonly": "yes", "tls-replication": "yes"}
+    wanted |= {"tls-cluster": "yes", "port": "0", "cluster-require-full-coverage": "no"}
+    with guarded.node("admin") as node:
+        assert {name: node.config_get(name)[name] for name in wanted} == wanted
+    assert "formed already" in guarded.form()
+
+
+def test_node_without_a_users_password_says_whose(tmp_path: Path) -> None:
+    environ = {**os.environ, "CONFIG": str(BASE), "SECRETS": str(tmp_path), "RUN": str(tmp_path)}
+    for user in users_with_passwords():
+        (tmp_path / user).write_text("x")
+    (tmp_path / "query").unlink()
+    done = subprocess.run(
+        ["sh", str(BASE / "start.sh")], env={**environ, "HOST": "localhost"},
+        capture_output=True, text=True, check=False, timeout=20,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "no password of the user query" in done.stderr

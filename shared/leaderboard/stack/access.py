@@ -87,9 +87,7 @@ _SCALED: Final[Mapping[str, str]] = {
 """Groups whose lag KEDA asks for, and the topic of each."""
 
 KAFKA: Final[Mapping[str, KafkaRights]] = {
-    "on-wager": _consumer(
-        "on-wager", {ev.WAGERS}, {ev.POSITION_CHANGES, *_letters(ev.WAGERS)}
-    ),
+    "on-wager": _consumer("on-wager", {ev.WAGERS}, {ev.POSITION_CHANGES, *_letters(ev.WAGERS)}),
     "on-wager-http": _producer(ev.WAGERS),
     "on-rank-change": _consumer(
         "on-rank-change", {ev.POSITION_CHANGES}, _letters(ev.POSITION_CHANGES)
@@ -105,9 +103,7 @@ KAFKA: Final[Mapping[str, KafkaRights]] = {
     "tournament": _producer(ev.WAGERS),
     # Around the platform: who scales it, a game platform's outbox, and staff with `dlq` and
     # `rebuild`.
-    KEDA: KafkaRights(
-        describes=frozenset(_SCALED.values()), describes_groups=frozenset(_SCALED)
-    ),
+    KEDA: KafkaRights(describes=frozenset(_SCALED.values()), describes_groups=frozenset(_SCALED)),
     RELAY: _producer(ev.WAGERS),
     OPERATOR: KafkaRights(
         reads=frozenset(_letters(*READ_BY_US)),
@@ -115,4 +111,3 @@ KAFKA: Final[Mapping[str, KafkaRights]] = {
         describes_groups=frozenset({"on-wager", ASKING_GROUP}),
     ),
 }
-

@@ -48,9 +48,7 @@ def _of_board(*names: str) -> list[str]:
 _WHOLE: Final = _of_board(*NAMES)
 _SHOWN: Final = _of_board("board", "ranks", "rows", "names")
 _SCRIPT, _READING = "EVAL EVALSHA", "EVAL_RO EVALSHA_RO"
-_VIEW: Final = _uses(
-    f"{_READING} HGET HMGET ZCARD ZRANGE ZRANK ZREVRANGE ZREVRANK", reads=_SHOWN
-)
+_VIEW: Final = _uses(f"{_READING} HGET HMGET ZCARD ZRANGE ZRANK ZREVRANGE ZREVRANK", reads=_SHOWN)
 CALLS: Final[Mapping[str, Uses]] = {
     "board.apply": _uses(
         f"{_SCRIPT} EXISTS HDEL HEXISTS HGET HLEN HMGET HSET LINDEX LPOP LRANGE PEXPIREAT RENAME "
@@ -146,7 +144,9 @@ def rules_of(user: str, password: str) -> str:
 
 
 def acl_file(password_of: Mapping[str, str]) -> str:
-    """An `aclfile` with every user. Raises KeyError for one whose password is not given."""
+    """An `aclfile` with every user. Raises KeyError for one whose password is not given.
+
+    A password is as ACL rules spell one: `>` and the password, or `#` and its SHA-256 in hex."""
     lines = [
         f"user {name} {rules.format(password=password_of[name] if '{' in rules else '')}"
         for name, rules in SERVERS_OWN.items()
