@@ -19,6 +19,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from leaderboard.errors import SettingsError, TransientError
 
 CONNECT_SECONDS: Final = 5
+POOL_SIZE: Final = 4
+"""Connections that a process keeps; twice as many where all are at work."""
 STATEMENT_SECONDS: Final = 120
 """The longest single statement is the final board of a million players."""
 SQLITE_WAIT_SECONDS: Final = 30
@@ -47,7 +49,7 @@ _BETWEEN: Final = "\x1f"
 _NULL: Final = "\x1e"
 
 
-def connect(url: str, *, pool_size: int = 4) -> sa.Engine:
+def connect(url: str, *, pool_size: int = POOL_SIZE) -> sa.Engine:
     """An engine for `DatabaseSettings.url`. Connects with the first use.
 
     Raises SettingsError where its driver is not installed."""

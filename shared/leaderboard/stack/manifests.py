@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from leaderboard.stack import access_sql
 from leaderboard.stack.access import KAFKA, KafkaRights
 from leaderboard.stack.access_redis import acl_file, users_with_passwords
 from leaderboard.stack.topics import (
@@ -82,6 +83,15 @@ def _redis_users() -> str:
     return acl_file({name: f"<{name}>" for name in users_with_passwords()})
 
 
+def _sql(text: str) -> str:
+    return (
+        "--"
+        + _BY.format(table="stack/access_sql.py").removeprefix("#")
+        + "\\set ON_ERROR_STOP on\n"
+        + text
+    )
+
+
 def _documents(table: str, documents: Any) -> str:
     return _BY.format(table=table) + "---\n".join(map(yaml_of, documents))
 
@@ -121,4 +131,6 @@ _FILES: Final[Mapping[str, Callable[[], str]]] = {
     "kafka/base/topics.yaml": _topics,
     "kafka/base/users.yaml": _users,
     "redis/base/users.acl": _redis_users,
+    "postgres/roles.sql": lambda: _sql(access_sql.roles()),
+    "postgres/grants.sql": lambda: _sql(access_sql.grants()),
 }
