@@ -12,7 +12,7 @@ from typing import Any, Final
 import psycopg
 import pytest
 import sqlalchemy as sa
-from psycopg import errors
+from psycopg import errors, sql
 
 from leaderboard.adapters import sql_migrations, sql_reading
 from leaderboard.adapters import sql_schema as tables
@@ -263,7 +263,7 @@ def test_nobody_does_anything_else(role: str, database: Database) -> None:
                 connection.execute(statement.encode())
         for name in sorted(tables.metadata.tables.keys() - READS[role]):
             with pytest.raises(errors.InsufficientPrivilege):
-                connection.execute(f"SELECT 1 FROM {name}".encode())
+                connection.execute(sql.SQL("SELECT 1 FROM {}").format(sql.Identifier(name)))
         limit, timeout = connection.execute(
             "SELECT rolconnlimit, current_setting('idle_in_transaction_session_timeout') "
             "FROM pg_roles WHERE rolname = current_user"
