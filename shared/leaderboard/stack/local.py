@@ -20,6 +20,7 @@ from leaderboard.stack.backbone import (
 )
 from leaderboard.stack.nginx import NginxServer
 from leaderboard.stack.postgres import PostgresServer
+from leaderboard.stack.process import LOOPBACK
 from leaderboard.stack.redis_cluster import RedisCluster
 from leaderboard.stack.servers import KafkaServer, RedisServer, redis_program
 from leaderboard.stack.supervisor import Service
@@ -46,6 +47,7 @@ class LocalBackbone:
         self._nginx = NginxServer(
             data / "nginx",
             authorize_url=authorize_url(ports),
+            query_url=f"http://{LOOPBACK}:{ports['QUERY_PORT']}",
             public_port=ports["GATEWAY_PORT"],
             publish_port=ports["GATEWAY_PUBLISH_PORT"],
         )

@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -28,6 +29,28 @@ SOCKET_SECONDS: Final = 960
 """A token's 15 minutes and a minute: no socket lives longer, whoever forgets to close it."""
 PING_SECONDS: Final = 25
 FRAME_KIB: Final = 256
+DRAIN_SECONDS: Final = 20
+"""After that, a gateway that was told to quit cuts who is still there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one pod takes: sockets, and from one address sockets, openings and reads a second."""
+
+    sockets: int = 10_000
+    sockets_of_client: int = 200
+    """Many players share an address: a mobile network's, an office's."""
+    opening_a_second: int = 20
+    opening_burst: int = 100
+    asking_a_second: int = 50
+    asking_burst: int = 200
+
+    def values(self) -> dict[str, int]:
+        return {name.upper(): getattr(self, name) for name in Limits.__slots__}
+
+
+LAPTOP_LIMITS: Final = Limits(20_000, 20_000, 100_000, 100_000, 100_000, 100_000)
+"""All players of a laptop have one address."""
 _PLACEHOLDER: Final = re.compile(r"\$\{([A-Z_]+)\}")
 _SAFE_VALUE: Final = re.compile(r"[^\s;{}\"'#$\\]+( [^\s;{}\"'#$\\]+)*")
 
@@ -67,24 +90,42 @@ def render(values: Mapping[str, str | int], template: str | None = None) -> str:
     return _PLACEHOLDER.sub(lambda found: str(values.get(found[1], found[0])), text)
 
 
+def backends(authorize_url: str, query_url: str) -> dict[str, str]:
+    """The values that say whom the gateway asks."""
+    connect, query = urlsplit(authorize_url), urlsplit(query_url)
+    return {
+        "AUTHORIZE_URL": authorize_url,
+        "AUTHORIZE_HOST": connect.netloc,
+        "CONNECT_URL": f"{connect.scheme}://{connect.netloc}",
+        "QUERY_URL": query_url,
+        "QUERY_HOST": query.netloc,
+    }
+
+
 class NginxServer:
     """One nginx with one worker: players on `public_port`, functions on `publish_port`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that stacks and tests set for themselves
         self,
         folder: Path,
         *,
         authorize_url: str,
         public_port: int = 0,
         publish_port: int = 0,
+        query_url: str | None = None,
         socket_seconds: int = SOCKET_SECONDS,
         ping_seconds: int = PING_SECONDS,
+        limits: Limits = LAPTOP_LIMITS,
+        tls: str | None = None,
     ) -> None:
-        """`authorize_url` is on-connect's route (`http://host:port/internal/authorize`).
+        """`authorize_url` is on-connect's route (`http://host:port/internal/authorize`);
+        `query_url` where `query` is, by default in the same place. `tls`: the text of a
+        configuration file that says with which certificate players are met.
 
         Raises StackError without nginx or Nchan, PortTakenError naming the setting."""
         program, module = nginx_program(), nchan_module()
         self._folder = folder
+        self._tls = tls
         self.public_port = claim_port(public_port, "GATEWAY_PORT")
         self.publish_port = claim_port(publish_port, "GATEWAY_PUBLISH_PORT")
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -100,10 +141,12 @@ class NginxServer:
             "ERROR_LOG": "stderr",
             "ACCESS_LOG": f"{folder}/attempts.log attempts",
             "MESSAGE_MEMORY": "128M",
-            "PUBLIC_LISTEN": f"{LOOPBACK}:{self.public_port}",
+            "CONFIG_FOLDER": str(folder),
+            "DRAIN_SECONDS": DRAIN_SECONDS,
+            "PUBLIC_LISTEN": f"{LOOPBACK}:{self.public_port}{' ssl' if tls else ''}",
             "PUBLISH_LISTEN": f"{LOOPBACK}:{self.publish_port}",
-            "AUTHORIZE_URL": authorize_url,
-            "AUTHORIZE_HOST": urlsplit(authorize_url).netloc,
+            **backends(authorize_url, query_url or authorize_url.rpartition("/internal/")[0]),
+            **limits.values(),
             "PING_SECONDS": ping_seconds,
             "SOCKET_SECONDS": socket_seconds,
             "FRAME_BYTES": f"{FRAME_KIB}k",
@@ -136,6 +179,8 @@ class NginxServer:
             # Workers give root up; they have to pass through to their folders.
             self._folder.chmod(0o711)
         (self._folder / "nginx.conf").write_text(render(self._values), encoding="utf-8")
+        if self._tls is not None:
+            (self._folder / "tls.conf").write_text(self._tls, encoding="utf-8")
         self.process.start()
         self.process.wait_until(self._answers, timeout_seconds)
 
@@ -156,3 +201,29 @@ class NginxServer:
     def kill(self) -> None:
         """End it as a crash would."""
         self.process.kill()
+
+
+def cluster_config() -> str:
+    """The configuration of a pod: TLS, production's limits, functions by their names."""
+    local = "leaderboard.svc.cluster.local"
+    return render(
+        {
+            "NCHAN_MODULE": f"{MODULE_FOLDERS[0]}/{MODULE_NAME}",
+            "WORKERS": 1,
+            "OPEN_FILES": 2 * WORKER_CONNECTIONS,
+            "WORKER_CONNECTIONS": WORKER_CONNECTIONS,
+            "RUN_FOLDER": "/run/nginx",
+            "CONFIG_FOLDER": "/etc/gateway",
+            "ERROR_LOG": "stderr",
+            "ACCESS_LOG": "/dev/stdout attempts",
+            "MESSAGE_MEMORY": "128M",
+            "DRAIN_SECONDS": DRAIN_SECONDS,
+            "PUBLIC_LISTEN": "8443 ssl",
+            "PUBLISH_LISTEN": "8081",
+            **backends(f"http://on-connect.{local}/internal/authorize", f"http://query.{local}"),
+            **Limits().values(),
+            "PING_SECONDS": PING_SECONDS,
+            "SOCKET_SECONDS": SOCKET_SECONDS,
+            "FRAME_BYTES": f"{FRAME_KIB}k",
+        }
+    )
