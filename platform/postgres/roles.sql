@@ -1,6 +1,6 @@
 -- Written by `leaderboard manifests`; change the table that it comes from: stack/access_sql.py.
 \set ON_ERROR_STOP on
-DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'leaderboard-owner') THEN CREATE ROLE "leaderboard-owner" LOGIN; END IF; END $$;
+DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'migrate') THEN CREATE ROLE "migrate" LOGIN; END IF; END $$;
 
 DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'on-wager') THEN CREATE ROLE "on-wager" LOGIN; END IF; END $$;
 ALTER ROLE "on-wager" CONNECTION LIMIT 400;
@@ -67,6 +67,6 @@ GRANT CONNECT ON DATABASE leaderboard TO "operator";
 GRANT USAGE ON SCHEMA public TO "operator";
 
 REVOKE ALL ON DATABASE leaderboard FROM PUBLIC;
-GRANT CONNECT ON DATABASE leaderboard TO "leaderboard-owner";
+GRANT CONNECT ON DATABASE leaderboard TO "migrate";
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
-GRANT USAGE, CREATE ON SCHEMA public TO "leaderboard-owner";
+GRANT USAGE, CREATE ON SCHEMA public TO "migrate";

@@ -8,6 +8,7 @@ touched.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -19,6 +20,7 @@ import sqlalchemy as sa
 
 from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.sql_engine import connect, reading, writing
+from leaderboard.adapters.sql_months import Months, month_of
 from leaderboard.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -62,7 +64,12 @@ def upgrade(url: str, revision: str = HEAD) -> str:
     Raises SettingsError for a schema that is newer than this version or not ours, and for an
     unknown revision; TransientError when the database is away, or others hold a table too long.
     Then nothing was changed."""
-    return _move(url, revision, _forward)
+    reached = _move(url, revision, _forward)
+    if reached == _places()[-1]:
+        # Who writes makes them, too, where it owns the tables; in a cluster it does not.
+        with _engine(url) as engine:
+            Months(engine).ensure(month_of(time.time_ns() // 1_000_000))
+    return reached
 
 
 def downgrade(url: str, revision: str) -> str:

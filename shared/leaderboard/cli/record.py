@@ -19,17 +19,10 @@ def record() -> None:
 @click.argument("revision", default="head")
 def upgrade(revision: str) -> None:
     """Harmless when it is there already; two at once wait for each other."""
-    from leaderboard.adapters import sql_engine, sql_migrations, sql_months
+    from leaderboard.adapters import sql_migrations
 
     with console.status("taking the schema forward"):
         reached = sql_migrations.upgrade(_url(), revision)
-        if revision == sql_migrations.HEAD:
-            # `archive` can't make them where it does not own the tables.
-            engine = sql_engine.connect(_url(), pool_size=1)
-            try:
-                sql_months.Months(engine).ensure(sql_months.month_of(time.time_ns() // 1_000_000))
-            finally:
-                engine.dispose()
     console.print(f"the record is at {reached}", highlight=False)
 
 

@@ -1,8 +1,8 @@
 """Who may do what in Kafka: one table, for each function and for those around the platform.
 
-A function's user has the function's name. `leaderboard acls` puts the table into a cluster,
-`leaderboard manifests` writes it as `KafkaUser`s; tests run each function as its user on a broker
-that refuses all else.
+A function's user has the function's name; KEDA asks for its lag as that user, too. `leaderboard
+acls` puts the table into a cluster, `leaderboard manifests` writes it as `KafkaUser`s; tests run
+each function as its user on a broker that refuses all else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from leaderboard import events as ev
 from leaderboard.hosts.kafka_log import ASKING_GROUP
 from leaderboard.stack.topics import READ_BY_US
 
-KEDA: Final = "keda"
 RELAY: Final = "relay"
 OPERATOR: Final = "operator"
 
@@ -32,8 +31,6 @@ class KafkaRights:
     writes: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
     """Taken part in: joined, and committed to."""
-    describes: frozenset[str] = frozenset()
-    """Topics whose ends are asked for, and no records read."""
     describes_groups: frozenset[str] = frozenset()
     """Whose place is asked for."""
 
@@ -43,7 +40,6 @@ class KafkaRights:
             for kind, operation, names in (
                 ("topic", "Read", self.reads),
                 ("topic", "Write", self.writes),
-                ("topic", "Describe", self.describes),
                 ("group", "Read", self.groups),
                 ("group", "Describe", self.describes_groups),
             )
@@ -79,13 +75,6 @@ def _producer(*names: str) -> KafkaRights:
 
 
 _ARCHIVED: Final = (ev.WAGERS, ev.POSITION_CHANGES, ev.CONNECTIONS, ev.GDPR_EVENTS)
-_SCALED: Final[Mapping[str, str]] = {
-    "on-wager": ev.WAGERS,
-    "on-rank-change": ev.POSITION_CHANGES,
-    "archive": ev.WAGERS,
-}
-"""Groups whose lag KEDA asks for, and the topic of each."""
-
 KAFKA: Final[Mapping[str, KafkaRights]] = {
     "on-wager": _consumer("on-wager", {ev.WAGERS}, {ev.POSITION_CHANGES, *_letters(ev.WAGERS)}),
     "on-wager-http": _producer(ev.WAGERS),
@@ -101,9 +90,7 @@ KAFKA: Final[Mapping[str, KafkaRights]] = {
     "on-connect": _producer(ev.CONNECTIONS),
     "erase": _producer(ev.WAGERS, ev.GDPR_EVENTS),
     "tournament": _producer(ev.WAGERS),
-    # Around the platform: who scales it, a game platform's outbox, and staff with `dlq` and
-    # `rebuild`.
-    KEDA: KafkaRights(describes=frozenset(_SCALED.values()), describes_groups=frozenset(_SCALED)),
+    # Around the platform: a game platform's outbox, and staff with `dlq` and `rebuild`.
     RELAY: _producer(ev.WAGERS),
     OPERATOR: KafkaRights(
         reads=frozenset(_letters(*READ_BY_US)),

@@ -1,7 +1,7 @@
 """Who may do what in the record (PostgreSQL): one role a function, named like it.
 
-The owner makes and changes the schema (`leaderboard record upgrade`) and, daily, the months'
-tables (`record retention --apply`); nobody else makes or drops anything. Functions that only read
+The owner makes and changes the schema and, daily, the months' tables (`leaderboard record upgrade`
+does both); nobody else makes or drops anything. Functions that only read
 the record can't change it, and none of them reads what stands beside it: who asked for sockets and
 from where, what was refused, what readers were told.
 """
@@ -14,7 +14,7 @@ from typing import Final
 from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.sql_engine import POOL_SIZE, STATEMENT_SECONDS
 
-OWNER: Final = "leaderboard-owner"
+OWNER: Final = "migrate"
 DATABASE: Final = "leaderboard"
 VERSION: Final = "alembic_version"
 CEILING: Final = 50

@@ -41,7 +41,7 @@ def _topic(topic: Topic) -> dict[str, Any]:
         for name, value in topic.config(PRODUCTION_IN_SYNC).items()
     }
     spec = {"partitions": topic.partitions, "replicas": PRODUCTION_REPLICAS, "config": config}
-    return _strimzi("KafkaTopic", topic.name, spec)
+    return _strimzi("KafkaTopic", topic.name, "leaderboard-data", spec)
 
 
 def _users() -> str:
@@ -66,15 +66,15 @@ def _user(name: str, rights: KafkaRights) -> dict[str, Any]:
         "authentication": {"type": "scram-sha-512"},
         "authorization": {"type": "simple", "acls": acls},
     }
-    return _strimzi("KafkaUser", name, spec)
+    return _strimzi("KafkaUser", name, "leaderboard", spec)
 
 
-def _strimzi(kind: str, name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+def _strimzi(kind: str, name: str, namespace: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     labels = {"strimzi.io/cluster": CLUSTER, "app.kubernetes.io/part-of": "leaderboard"}
     return {
         "apiVersion": STRIMZI,
         "kind": kind,
-        "metadata": {"name": name, "labels": labels},
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
         "spec": spec,
     }
 

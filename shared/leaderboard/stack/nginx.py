@@ -29,8 +29,9 @@ SOCKET_SECONDS: Final = 960
 """A token's 15 minutes and a minute: no socket lives longer, whoever forgets to close it."""
 PING_SECONDS: Final = 25
 FRAME_KIB: Final = 256
-DRAIN_SECONDS: Final = 20
-"""After that, a gateway that was told to quit cuts who is still there."""
+DRAIN_SECONDS: Final = 5
+"""After that, a gateway that was told to quit cuts who is still there: nobody publishes to it any
+more, so the sooner its players are elsewhere the better."""
 
 
 @dataclass(frozen=True, slots=True)
