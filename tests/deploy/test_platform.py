@@ -111,7 +111,7 @@ POLICIES: Final = [
 
 
 def chooses(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    wanted = selector.get("matchLabels", {}).items() <= labels.items()
+    wanted = bool(selector.get("matchLabels", {}).items() <= labels.items())
     for one in selector.get("matchExpressions", []):
         assert one["operator"] == "In"
         wanted = wanted and labels.get(one["key"]) in one["values"]

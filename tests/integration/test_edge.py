@@ -104,7 +104,7 @@ def tight(functions: Functions, tmp_path: Path) -> Iterator[NginxServer]:
 
 
 def ask(
-    server: NginxServer, method: str, path: str, body: bytes | None = None, **headers: str
+    server: NginxServer, method: str, path: str, body: bytes | None = None, /, **headers: str
 ) -> HTTPResponse:
     connection = HTTPConnection(LOOPBACK, server.public_port, timeout=10)
     try:
@@ -194,7 +194,7 @@ def test_storm_of_one_address_is_told_to_slow_down(tight: NginxServer) -> None:
         assert answers[-1].getheader("Retry-After") == "1"
     ways = [ask(tight, "POST", "/v1/tournaments/t1/connections") for _ in range(15)]
     assert [way.status for way in ways].count(429) >= 15 - TIGHT.opening_burst - 2
-    assert ask(tight, "GET", "/connect?ticket=t", **UPGRADE).status == 429
+    assert ask(tight, "GET", "/connect?ticket=t", None, **UPGRADE).status == 429
 
 
 def test_pod_and_address_have_so_many_sockets(
@@ -208,7 +208,7 @@ def test_pod_and_address_have_so_many_sockets(
             assert all(one.is_open() for one in opened)
             assert connections(server) == 3  # and the one that asks
             functions.asked.clear()
-            answer = ask(server, "GET", "/connect?ticket=t", **UPGRADE)
+            answer = ask(server, "GET", "/connect?ticket=t", None, **UPGRADE)
             assert (answer.status, answer.getheader("Retry-After")) == (503, "5")
             assert functions.asked == [], "a ticket that can't be used is not used up"
             opened[0].close()

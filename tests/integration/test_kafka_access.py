@@ -36,6 +36,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not in its 
     ResourceType,
     ScramCredentialInfo,
     ScramMechanism,
+    UserScramCredentialAlteration,
     UserScramCredentialUpsertion,
 )
 
@@ -106,7 +107,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     try:
         server.start()
         guarded = Guarded(server)
-        wanted = [
+        wanted: list[UserScramCredentialAlteration] = [
             UserScramCredentialUpsertion(
                 user, ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096), PASSWORD.encode()
             )
@@ -191,8 +192,9 @@ def test_acls_are_made_once_and_what_is_beyond_them_is_told(broker: Guarded) -> 
     told = wait_for_output(broker, "acls")
     assert told.returncode == 1
     assert told.stdout == "differs: query: Read on topic wagers: not wanted\n"
+    anything: Any = None
     of_query = AclBindingFilter(
-        ResourceType.ANY, None, ResourcePatternType.ANY, "User:query", None,
+        ResourceType.ANY, anything, ResourcePatternType.ANY, "User:query", anything,
         AclOperation.ANY, AclPermissionType.ANY,
     )  # fmt: skip
     (gone,) = broker.admin.delete_acls([of_query]).values()
@@ -323,7 +325,8 @@ def test_keda_sees_the_lag_as_the_function(user: str, ready: Guarded) -> None:
     ).values()
     found = group.result(20).topic_partitions
     assert {one.topic for one in found if one.error is None} == KAFKA[user].reads
-    for future in admin.list_offsets({one: OffsetSpec.latest() for one in places}).values():
+    latest: Any = OffsetSpec
+    for future in admin.list_offsets(dict.fromkeys(places, latest.latest())).values():
         assert future.result(20).offset >= 0
 
 
@@ -375,13 +378,14 @@ def test_nobody_does_anything_else(user: str, ready: Guarded) -> None:
 
 def test_who_is_not_known_gets_nowhere(ready: Guarded) -> None:
     failed = threading.Event()
-    config = {**ready.settings("query", "wrong").client_config(), "log_level": 0}
+    config: dict[str, Any] = {**ready.settings("query", "wrong").client_config(), "log_level": 0}
 
     def note(error: KafkaError) -> None:
         if error.code() == KafkaError._AUTHENTICATION:
             failed.set()
 
-    client = AdminClient({**config, "error_cb": note})
+    told: Any = {**config, "error_cb": note}
+    client = AdminClient(told)
     with pytest.raises(KafkaException):
         client.list_topics(timeout=3)
     client.poll(0)

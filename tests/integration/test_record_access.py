@@ -144,11 +144,9 @@ def attempt(offset: int) -> LogEntry:
 
 
 def changed(offset: int, sequence: int) -> LogEntry:
-    data = PositionChanged(
-        tournament_id=T, player_id=BOB, sequence=sequence, old_rank=None, new_rank=1, score=5,
-        distance=None, cause={"source": "/tests", "id": BOB},
-    )  # fmt: skip
-    return entry(offset, data)
+    told = {"tournament_id": T, "player_id": BOB, "sequence": sequence, "old_rank": None}
+    told |= {"new_rank": 1, "score": 5, "distance": None, "cause": {"source": "/t", "id": BOB}}
+    return entry(offset, PositionChanged.model_validate(told))
 
 
 def archived(engine: sa.Engine, *, to_the_end: bool) -> None:

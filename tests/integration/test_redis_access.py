@@ -42,6 +42,7 @@ from leaderboard.stack.access_redis import (
 )
 from leaderboard.stack.functions import FUNCTIONS
 from leaderboard.stack.process import LOOPBACK, Process, accepts, free_port
+from leaderboard.stack.redis_cluster import ask
 from logs import (
     ALICE,
     BOB,
@@ -190,11 +191,11 @@ def user_with(admin: redis.Redis, uses: Uses) -> Iterator[None]:
     keys = [f"~{one}" for one in uses.writes] + [f"%R~{one}" for one in uses.reads]
     commands = [f"+{one.lower()}" for one in uses.commands]
     rules = ["reset", "on", f">{PASSWORD}", *keys, *commands]
-    admin.execute_command("ACL", "SETUSER", "tested", *rules)
+    ask(admin, "ACL", "SETUSER", "tested", *rules)
     try:
         yield
     finally:
-        admin.execute_command("ACL", "DELUSER", "tested")
+        ask(admin, "ACL", "DELUSER", "tested")
 
 
 def as_user(url: str, user: str) -> redis.Redis:
@@ -343,7 +344,9 @@ class GuardedCluster:
         return f"rediss://{user}:{quote(f'{user} {PASSWORD}')}@{places}"
 
     def node(self, user: str | None, index: int = 0, **options: Any) -> redis.Redis:
-        who = {} if user is None else {"username": user, "password": f"{user} {PASSWORD}"}
+        who: dict[str, Any] = (
+            {} if user is None else {"username": user, "password": f"{user} {PASSWORD}"}
+        )
         return redis.Redis(
             "localhost", self.ports[index], ssl=True, protocol=2,
             ssl_ca_certs=str(self.certificates.authority), **who, **options,

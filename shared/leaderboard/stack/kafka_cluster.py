@@ -139,8 +139,9 @@ class KafkaCluster:
         _wait(lambda: not self.compare_acls(rights).missing, "access lists")
 
     def _held(self) -> Mapping[str, frozenset[Acl]]:
+        anything: Any = None  # the client takes it for "any"; its stubs don't know
         every = AclBindingFilter(
-            ResourceType.ANY, None, ResourcePatternType.ANY, None, None,
+            ResourceType.ANY, anything, ResourcePatternType.ANY, anything, anything,
             AclOperation.ANY, AclPermissionType.ANY,
         )  # fmt: skip
         held: dict[str, set[Acl]] = {}
@@ -180,8 +181,9 @@ def _binding(user: str, acl: Acl) -> AclBinding:
     )
 
 
-def _acl_of(binding: AclBinding) -> Acl:
-    """What is not of the table's kind gets a name that shows it."""
+def _acl_of(binding: Any) -> Acl:
+    """What is not of the table's kind gets a name that shows it. (The client's stubs take each of
+    these for a text or a number, too.)"""
     name = str(binding.name)
     if binding.resource_pattern_type is not ResourcePatternType.LITERAL:
         name = f"{name} ({binding.resource_pattern_type.name.lower()})"
