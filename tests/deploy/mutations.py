@@ -34,6 +34,7 @@ class Mutation:
         path.write_text(text.replace(self.old, self.new), "utf-8")
 
 
+GATEWAY_SCALED: Final = "platform/gateway/base/scaledobject.yaml"
 WAGER: Final = "keda/base/on-wager/deployment.yaml"
 SCALED: Final = "keda/base/on-wager/scaledobject.yaml"
 BUDGET: Final = "keda/base/on-wager/poddisruptionbudget.yaml"
@@ -206,7 +207,8 @@ POLICIES: Final = (
     Mutation("a password in an address", ERASE,
              "valueFrom: {configMapKeyRef: {name: leaderboard, key: GATEWAY_PUBLISH_URL}}",
              "value: http://us:word@gateway", "GATEWAY_PUBLISH_URL: a secret in plain sight"),
-    Mutation("a secret from a ConfigMap", WAGER, "secretKeyRef: {name: leaderboard, key: REDIS_URL",
+    Mutation("a secret from a ConfigMap", WAGER,
+             "secretKeyRef: {name: stores-on-wager, key: REDIS_URL",
              "configMapKeyRef: {name: leaderboard, key: REDIS_URL",
              "REDIS_URL: a secret does not belong into a ConfigMap"),
     Mutation("a Secret", "keda/base/on-wager/serviceaccount.yaml", "",
@@ -278,7 +280,13 @@ SCALING: Final = (
              "  - poddisruptionbudget.yaml\n", "", "has no PodDisruptionBudget of its name"),
     Mutation("a budget of nothing", BUDGET, "matchLabels: {app.kubernetes.io/name: on-wager}",
              "matchLabels: {app.kubernetes.io/name: off-wager}",
-             "chooses 0 Deployments, and has to choose one"),
+             "chooses 0 workloads, and has to choose one"),
+    Mutation("sockets of one pod", GATEWAY_SCALED, "aggregationType: sum", "aggregationType: max",
+             "aggregationType has to be sum"),
+    Mutation("sockets of no Service", GATEWAY_SCALED, "//gateway-publish.", "//gateway-other.",
+             "there is no Service gateway-other"),
+    Mutation("sockets on another port", GATEWAY_SCALED, ":8081/", ":8082/",
+             "asks on port 8082, which no container of gateway has"),
     Mutation("a budget that holds nodes", BUDGET, "maxUnavailable: 1", "minAvailable: 2",
              "minAvailable would hold a node"),
 )  # fmt: skip
@@ -287,10 +295,10 @@ AGREEMENT: Final = (
              "sets TOMBSTONES_KEY, which on-wager does not read"),
     Mutation("a setting that is missing", JOB, "name: DATABASE_URL", "name: DATABASES_URL",
              "does not set DATABASE_URL, without which migrate does not start"),
-    Mutation("a key that nobody is told of", WAGER, "name: leaderboard, key: DATABASE_URL",
-             "name: leaderboard, key: DATABASE", "with DATABASE is not in platform/settings"),
-    Mutation("another setting's key", WAGER, "name: leaderboard, key: DATABASE_URL",
-             "name: leaderboard, key: REDIS_URL", "DATABASE_URL is taken from REDIS_URL"),
+    Mutation("a key that nobody is told of", WAGER, "name: stores-on-wager, key: DATABASE_URL",
+             "name: stores-on-wager, key: DATABASE", "with DATABASE is not in platform/settings"),
+    Mutation("another setting's key", WAGER, "name: stores-on-wager, key: DATABASE_URL",
+             "name: stores-on-wager, key: REDIS_URL", "DATABASE_URL is taken from REDIS_URL"),
     Mutation("another function's user", WAGER, "value: on-wager}", "value: archive}",
              "KAFKA_SASL_USERNAME has to be on-wager"),
     Mutation("another command", WAGER, "functions/on-wager/main.py", "functions/archive/main.py",

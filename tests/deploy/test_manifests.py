@@ -128,12 +128,13 @@ def test_quantities_are_read(text: object, amount: float) -> None:
 
 
 def example() -> dict[str, str]:
-    """The settings of `platform/settings/example.yaml`, with one function's Kafka password."""
+    """The settings of `platform/settings/example.yaml`, with one function's users."""
     text = (ROOT / "platform/settings/example.yaml").read_text("utf-8")
     found = {(o["kind"], o["metadata"]["name"]): o for o in yaml.safe_load_all(text)}
     return {
         **found["ConfigMap", "leaderboard"]["data"],
         **found["Secret", "leaderboard"]["stringData"],
+        **found["Secret", "stores-on-wager"]["stringData"],
         "KAFKA_SASL_USERNAME": "on-wager",
         "KAFKA_SASL_PASSWORD": found["Secret", "kafka-on-wager"]["stringData"]["password"],
     }

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -318,18 +319,24 @@ def test_example_of_secrets_gives_each_user_its_own() -> None:
     }
     keys = {name: {one["secretKey"] for one in spec["data"]} for name, spec in found.items()}
     assert keys.pop("redis-users") == set(users_with_passwords())
-    assert keys.keys() == {one.name for one in FUNCTIONS} | {OWNER}
-    for name, held in keys.items():
+    assert keys.pop("leaderboard") == {"TOMBSTONE_KEY"}
+    assert keys.pop(OWNER) == {"DATABASE_URL"}
+    assert keys.keys() == {f"stores-{one.name}" for one in FUNCTIONS}
+    for secret, held in keys.items():
+        name = secret.removeprefix("stores-")
         assert ("REDIS_URL" in held) == (name in CALLS_OF)
-        assert ("DATABASE_URL" in held) == (name in READS or name == OWNER)
-        shared = {
-            one["remoteRef"]["key"]
-            for one in found[name]["data"]
-            if one["secretKey"] == "TOMBSTONE_KEY"
-        }
-        assert shared <= {"leaderboard/shared"}
-        if name != OWNER:
-            assert ("TOMBSTONE_KEY" in held) == ("TombstoneSettings" in settings_of(name))
+        assert ("DATABASE_URL" in held) == (name in READS)
+        assert {one["remoteRef"]["key"] for one in found[secret]["data"]} == {f"leaderboard/{name}"}
+
+
+def test_example_of_settings_has_every_users_own_name() -> None:
+    for one in documents("settings/example.yaml"):
+        name = one["metadata"]["name"]
+        if name.startswith("stores-"):
+            urls = one["stringData"]
+            user = name.removeprefix("stores-")
+            assert {urlsplit(url).username for url in urls.values()} == {user}
+            assert ("DATABASE_URL" in urls) == (user in READS)
 
 
 def test_people_read_no_secrets_and_open_no_shells() -> None:

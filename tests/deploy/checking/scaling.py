@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Final
+from urllib.parse import urlsplit
 
 from deploy.checking.building import Built, Manifest, Problem
 
@@ -65,6 +66,8 @@ def _scaled(built: Built, one: Manifest) -> Iterator[str]:
     for trigger in spec["triggers"]:
         if trigger["type"] == "kafka":
             yield from _lag(one, trigger, {least, most, (fallback or {}).get("replicas", least)})
+        elif trigger["metadata"].get("aggregateFromKubeServiceEndpoints") == "true":
+            yield from _summed(built, one, trigger)
         elif trigger["type"] == "metrics-api":
             yield from _floor(one, trigger)
 
@@ -105,6 +108,30 @@ def _lag(one: Manifest, trigger: Manifest, counts: set[int]) -> Iterator[str]:
         yield "limitToPartitionsWithLag excludes the even distribution"
 
 
+def _summed(built: Built, one: Manifest, trigger: Manifest) -> Iterator[str]:
+    """KEDA finds pods by a Service's name, and asks them on the port in the URL."""
+    metadata = trigger["metadata"]
+    place = urlsplit(metadata.get("url", ""))
+    name, _, rest = (place.hostname or "").partition(".")
+    service = built.find("Service", name)
+    if metadata.get("aggregationType") != "sum":
+        yield "aggregationType has to be sum: what each pod has is added up"
+    if service is None or rest.partition(".")[0] != one["metadata"].get("namespace"):
+        yield f"there is no Service {place.hostname}"
+        return
+    (pods,) = [
+        found
+        for found in built.of_kind("Deployment")
+        if found["metadata"]["name"] == one["spec"]["scaleTargetRef"]["name"]
+    ]
+    template = pods["spec"]["template"]
+    if not service["spec"]["selector"].items() <= template["metadata"]["labels"].items():
+        yield f"Service {name} chooses other pods"
+    ports = {p["containerPort"] for c in template["spec"]["containers"] for p in c["ports"]}
+    if place.port not in ports:
+        yield f"asks on port {place.port}, which no container of {pods['metadata']['name']} has"
+
+
 def _floor(one: Manifest, trigger: Manifest) -> Iterator[str]:
     metadata = trigger["metadata"]
     found = FLOOR_URL.fullmatch(metadata.get("url", ""))
@@ -143,10 +170,10 @@ def _budget(built: Built, one: Manifest) -> Iterator[str]:
     labels = one["spec"]["selector"]["matchLabels"].items()
     chosen = [
         d
-        for d in built.of_kind("Deployment")
+        for d in (*built.of_kind("Deployment"), *built.of_kind("StatefulSet"))
         if labels <= d["spec"]["template"]["metadata"]["labels"].items()
     ]
     if len(chosen) != 1:
-        yield f"chooses {len(chosen)} Deployments, and has to choose one"
+        yield f"chooses {len(chosen)} workloads, and has to choose one"
     if one["spec"].get("minAvailable") is not None:
         yield "minAvailable would hold a node for ever at the floor: say maxUnavailable"
