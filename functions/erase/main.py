@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 
 from leaderboard import telemetry
 from leaderboard.adapters.kafka_feed import KafkaFeed
-from leaderboard.adapters.nchan_gateway import NchanGateway
+from leaderboard.adapters.nchan_pods import NchanPods
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import RedisClient, check, connect
 from leaderboard.adapters.redis_connections import RedisConnections
@@ -453,7 +453,7 @@ def _connected() -> Ports:
         erasures=RedisErasures(client, key),
         feed=_feed(),
         connections=RedisConnections(client),
-        gateway=NchanGateway(_gateway_settings.publish_url),
+        gateway=NchanPods(_gateway_settings.publish_url),
     )
 
 

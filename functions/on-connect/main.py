@@ -26,7 +26,7 @@ from pydantic import BaseModel
 
 from leaderboard import telemetry
 from leaderboard.adapters.kafka_feed import KafkaFeed
-from leaderboard.adapters.nchan_gateway import NchanGateway
+from leaderboard.adapters.nchan_pods import NchanPods
 from leaderboard.adapters.redis_client import RedisClient, check, connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
@@ -296,7 +296,7 @@ _record = record_of(_engine)
 _feed = FirstUse(
     lambda: KafkaFeed(_kafka_settings, timeout_seconds=RECORD_SECONDS, linger_ms=LINGER_MS)
 )
-_gateway = FirstUse(lambda: NchanGateway(_gateway_settings.publish_url))
+_gateway = FirstUse(lambda: NchanPods(_gateway_settings.publish_url))
 tokens = tokens_of(_token_settings)
 
 

@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from leaderboard import telemetry
 from leaderboard.adapters.kafka_feed import KafkaFeed
-from leaderboard.adapters.nchan_gateway import NchanGateway
+from leaderboard.adapters.nchan_pods import NchanPods
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import check, connect
 from leaderboard.adapters.redis_connections import RedisConnections
@@ -298,7 +298,7 @@ def consume() -> None:
     """Run the Kafka host until it is told to stop."""
     kafka, consumer = load(KafkaSettings, os.environ), load(ConsumerSettings, os.environ)
     redis = load(RedisSettings, os.environ)
-    gateway = NchanGateway(load(GatewaySettings, os.environ).publish_url)
+    gateway = NchanPods(load(GatewaySettings, os.environ).publish_url)
     tracing = tracing_of(NAME, load(TracingSettings, os.environ))
     telemetry.log_json()
     client = FirstUse(lambda: connect(redis.url))

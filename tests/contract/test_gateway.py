@@ -17,6 +17,7 @@ import pytest
 import gateways
 from gateways import Decider, RunningGateway
 from leaderboard.adapters.nchan_gateway import MAX_FRAME_BYTES, NchanGateway
+from leaderboard.adapters.nchan_pods import LEFT_OUT_SECONDS, NchanPods
 from leaderboard.errors import TransientError
 from leaderboard.ports import Frame
 from leaderboard.stack.nginx import NginxServer
@@ -32,7 +33,7 @@ class Scene:
     """A running gateway with its publisher, and players who reach it."""
 
     server: RunningGateway
-    gateway: NchanGateway
+    gateway: NchanGateway | NchanPods
     decider: Decider
     players: Players
     folder: Path
@@ -51,15 +52,20 @@ class Scene:
         return self.players.connect(self.url(channels))
 
 
-@pytest.fixture(scope="module", params=gateways.KINDS)
+@pytest.fixture(
+    scope="module",
+    params=[*((kind, NchanGateway) for kind in gateways.KINDS), (gateways.NCHAN, NchanPods)],
+    ids=lambda one: f"{one[0]}, {one[1].__name__}",
+)
 def scene(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, players: Players
 ) -> Iterator[Scene]:
     decider = Decider()
     folder = tmp_path_factory.mktemp("gateway")
     try:
-        with gateways.running(request.param, folder, decider.url) as server:
-            yield Scene(server, NchanGateway(server.publish_url), decider, players, folder)
+        kind, publisher = request.param
+        with gateways.running(kind, folder, decider.url) as server:
+            yield Scene(server, publisher(server.publish_url), decider, players, folder)
     finally:
         decider.stop()
 
@@ -522,3 +528,121 @@ def _stalled_socket(url: str) -> socket.socket:
     )
     assert raw.recv(12) == b"HTTP/1.1 101"
     return raw
+
+
+# --- several pods --------------------------------------------------------------------------------
+
+SECOND = "127.0.0.2"
+
+
+@dataclass
+class Pods:
+    """Two gateways on one port, each at an address of its own, and whom their name stands for."""
+
+    servers: list[NginxServer]
+    urls: list[str]
+    known: set[str]
+    now: float = 0.0
+
+    def publisher(self) -> NchanPods:
+        url = f"http://gateway-publish:{self.servers[0].publish_port}"
+        return NchanPods(url, lambda host, port: frozenset(self.known), lambda: self.now)
+
+
+@pytest.fixture
+def pods(decider: Decider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pods]:
+    port = free_port()
+    servers, urls = [], []
+    try:
+        for address in (LOOPBACK, SECOND):
+            with monkeypatch.context() as there:
+                there.setattr("leaderboard.stack.nginx.LOOPBACK", address)
+                there.setattr("leaderboard.stack.process.LOOPBACK", address)
+                folder = tmp_path / address
+                server = NginxServer(folder, authorize_url=decider.url, publish_port=port)
+                servers.append(server)
+                server.start()
+                urls.append(server.client_url)
+        yield Pods(servers, urls, {LOOPBACK, SECOND})
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def players_of(pods: Pods, decider: Decider, players: Players) -> list[PlayerSocket]:
+    """A player on each pod."""
+    found = []
+    for number, url in enumerate(pods.urls):
+        decider.grants[f"pod-{number}"] = f"top.t1,conn.c{number}"
+        found.append(players.connect(f"{url}?ticket=pod-{number}"))
+    return found
+
+
+def test_frame_reaches_the_players_of_every_pod(
+    pods: Pods, decider: Decider, players: Players
+) -> None:
+    one, two = players_of(pods, decider, players)
+    publisher = pods.publisher()
+    publisher.publish([_frame("top.t1", n) for n in range(300)])
+    for player in (one, two):
+        assert [player.next_json()["n"] for _ in range(300)] == [str(n) for n in range(300)]
+    publisher.close("conn.c1")
+    assert two.ends()
+    assert one.is_open()
+
+
+def test_pod_that_is_gone_holds_the_others_up_for_a_moment_only(
+    pods: Pods, decider: Decider, players: Players
+) -> None:
+    one, _ = players_of(pods, decider, players)
+    publisher = pods.publisher()
+    publisher.publish([_frame("top.t1", 1)])
+    pods.servers[1].kill()
+    with pytest.raises(TransientError):
+        publisher.publish([_frame("top.t1", 2)])
+    pods.now += LEFT_OUT_SECONDS
+    publisher.publish([_frame("top.t1", 3)])
+    # Sockets to be closed may be there: that is not given up before its name is gone.
+    with pytest.raises(TransientError):
+        publisher.close("conn.c1")
+    publisher.check()
+    pods.known.remove(SECOND)
+    pods.now += 1
+    publisher.close("conn.c1")
+    assert [one.next_json()["n"] for _ in range(3)] == ["1", "2", "3"]
+
+
+def test_pod_that_comes_back_gets_frames_again(
+    pods: Pods, decider: Decider, players: Players, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher = pods.publisher()
+    pods.servers[1].kill()
+    with pytest.raises(TransientError):
+        publisher.publish([_frame("top.t1", 1)])
+    pods.now += LEFT_OUT_SECONDS
+    publisher.publish([_frame("top.t1", 2)])
+    with monkeypatch.context() as there:
+        there.setattr("leaderboard.stack.nginx.LOOPBACK", SECOND)
+        pods.servers[1].start()
+    _, two = players_of(pods, decider, players)
+    for number in range(3, 200):
+        pods.now += 1
+        publisher.publish([_frame("top.t1", number)])
+        if not two.is_silent(0.05):
+            break
+    else:
+        pytest.fail("it never counted again")
+
+
+def test_all_pods_away_or_no_name_is_transient(pods: Pods) -> None:
+    publisher = pods.publisher()
+    for server in pods.servers:
+        server.kill()
+    for _ in range(2):
+        for call in (publisher.check, lambda: publisher.publish([_frame("top.t1", 1)])):
+            with pytest.raises(TransientError):
+                call()
+        pods.now += LEFT_OUT_SECONDS
+    nobody = NchanPods("http://no-such-host.invalid:1")
+    with pytest.raises(TransientError, match="the gateway: "):
+        nobody.publish([_frame("top.t1", 1)])

@@ -59,8 +59,10 @@ class _Connection:
         port: int,
         tls: ssl.SSLContext | None,
         answer_seconds: float = ANSWER_SECONDS,
+        address: str | None = None,
     ) -> None:
-        raw = socket.create_connection((host, port), timeout=min(answer_seconds, CONNECT_SECONDS))
+        place = (address or host, port)
+        raw = socket.create_connection(place, timeout=min(answer_seconds, CONNECT_SECONDS))
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         raw.settimeout(answer_seconds)
         self._socket = raw
@@ -122,13 +124,15 @@ class NchanGateway:
     Nothing is connected before the first call. A channel that no event could name raises
     ValueError before anything is sent; so does a frame above 256 KiB."""
 
-    def __init__(self, publish_url: str) -> None:
-        """`publish_url` is `http(s)://host[:port][/prefix]`, without `/pub`."""
+    def __init__(self, publish_url: str, address: str | None = None) -> None:
+        """`publish_url` is `http(s)://host[:port][/prefix]`, without `/pub`; `address` one of
+        those that the host has, where it is not any of them."""
         parts = urlsplit(publish_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("publish_url has to be http://host[:port]")
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._host = parts.hostname
+        self._address = address
         self._port = parts.port or (443 if self._tls else 80)
         self._prefix = parts.path.rstrip("/")
         host = f"[{self._host}]" if ":" in self._host else self._host
@@ -171,7 +175,9 @@ class NchanGateway:
         its own: a probe waits less than a frame may."""
         request = f"GET {self._prefix}/healthz".encode() + self._tail + b"\r\n"
         try:
-            connection = _Connection(self._host, self._port, self._tls, CHECK_SECONDS)
+            connection = _Connection(
+                self._host, self._port, self._tls, CHECK_SECONDS, self._address
+            )
             try:
                 (status,) = connection.exchange([request])
             finally:
@@ -203,7 +209,7 @@ class NchanGateway:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                connection = _Connection(self._host, self._port, self._tls)
+                connection = _Connection(self._host, self._port, self._tls, address=self._address)
             yield connection
             if connection.is_over or len(self._idle) >= MAX_IDLE:
                 connection.close()
