@@ -67,6 +67,7 @@ check: $(STAMP) ## Style, types, generated files: verifies, changes nothing.
 	@$(BIN)/leaderboard schemas --check
 	@$(BIN)/leaderboard openapi --check
 	@$(BIN)/leaderboard observability --check
+	@$(BIN)/leaderboard manifests --check
 
 .PHONY: lint
 lint: $(STAMP) ## Fix what can be fixed by itself.
@@ -75,10 +76,11 @@ lint: $(STAMP) ## Fix what can be fixed by itself.
 	@$(MAKE) --no-print-directory docs
 
 .PHONY: docs
-docs: $(STAMP) ## Write the generated part of docs/: JSON Schemas, OpenAPI, metrics, dashboards.
+docs: $(STAMP) ## Write what is generated in docs/ and platform/: schemas, metrics, manifests.
 	@$(BIN)/leaderboard schemas
 	@$(BIN)/leaderboard openapi
 	@$(BIN)/leaderboard observability
+	@$(BIN)/leaderboard manifests
 
 .PHONY: deploy-check
 deploy-check: $(STAMP) ## Every manifest built, against schemas, policies and the code; no cluster.
