@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 FOLDER = Path(__file__).parents[1] / "platform/observability"
-RULES = yaml.safe_load((FOLDER / "rules.yaml").read_text("utf-8"))
+PROMETHEUS = FOLDER / "prometheus"
+RULES = yaml.safe_load((PROMETHEUS / "rules.yaml").read_text("utf-8"))
 FOREIGN = {"kube_deployment_status_replicas_ready": {"deployment"}}
 """Metrics of others, with the labels that we rely on: kube-state-metrics."""

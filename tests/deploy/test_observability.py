@@ -17,7 +17,7 @@ import yaml
 from leaderboard.cli import dashboards
 from leaderboard.cli.observability import files
 from leaderboard.telemetry import METRICS
-from observing import FOLDER, FOREIGN, RULES
+from observing import FOLDER, FOREIGN, PROMETHEUS, RULES
 
 ROOT = Path(__file__).parents[2]
 TESTS = ("rules.test.yaml", "baseline.test.yaml")
@@ -97,7 +97,7 @@ def test_a_query_for_something_else_is_found(query: str) -> None:
 # --- rules -------------------------------------------------------------------------------------
 
 
-def promtool(*words: str, folder: Path = FOLDER) -> subprocess.CompletedProcess[str]:
+def promtool(*words: str, folder: Path = PROMETHEUS) -> subprocess.CompletedProcess[str]:
     program = shutil.which("promtool")
     assert program is not None, "promtool is wanted (Debian: apt-get install prometheus)"
     return subprocess.run(
@@ -119,7 +119,7 @@ def test_alerts_fire_when_they_have_to(file: str) -> None:
 def cases_of(alert: str) -> dict[str, Any]:
     """The tests that ask for this alert, as a file of their own."""
     for file in TESTS:
-        given = yaml.safe_load((FOLDER / file).read_text("utf-8"))
+        given = yaml.safe_load((PROMETHEUS / file).read_text("utf-8"))
         cases = [one for one in given["tests"] if f'"{alert}"' in str(one["promql_expr_test"])]
         if cases:
             for one in cases:

@@ -16,7 +16,7 @@ from leaderboard.cli import dashboards
 from leaderboard.codec import encode_http
 from leaderboard.stack.functions import FUNCTIONS
 from leaderboard.stack.process import LOOPBACK, Process, free_port
-from observing import FOLDER, FOREIGN, RULES
+from observing import FOREIGN, PROMETHEUS, RULES
 from running import StackCommand, command, wait_for
 from sockets import Players
 from whole_path import Path as Played
@@ -161,7 +161,7 @@ def prometheus(played: Played, tmp_path_factory: pytest.TempPathFactory) -> Iter
     ]
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(FOLDER / "rules.yaml")],
+        "rule_files": [str(PROMETHEUS / "rules.yaml")],
         "scrape_configs": [
             {"job_name": "leaderboard", "static_configs": [{"targets": targets}]},
         ],

@@ -14,7 +14,7 @@ from leaderboard.telemetry import LABELS, METRICS, Metric
 
 PAGE: Final = Path("docs/metrics.md")
 FOLDER: Final = Path("platform/observability")
-RULES: Final = FOLDER / "rules.yaml"
+RULES: Final = FOLDER / "prometheus/rules.yaml"
 _HEAD: Final = """\
 # Metrics
 
@@ -27,7 +27,7 @@ over processes; what "every process tells the same" is not (`max`). A histogram 
 `_sum` and `_count` behind its name.
 """
 _RULES_HEAD: Final = """\
-# Written by `leaderboard observability` from rules.yaml, for the Prometheus operator.
+# Written by `leaderboard observability` from prometheus/rules.yaml, for the Prometheus operator.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:
