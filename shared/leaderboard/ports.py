@@ -348,6 +348,10 @@ class Connections(Protocol):
     def release(self, tournament_id: TournamentId, player_id: PlayerId) -> str | None:
         """End the player's lease; the id of the connection that they had."""
 
+    def left(self, grant: Grant) -> None:
+        """The socket of this grant has ended: it is not due any more, and the player's connection
+        no longer, unless another one is by now."""
+
     def due(self, now_ms: int, limit: int) -> Sequence[str]:
         """Ids of connections to close now, oldest first."""
 

@@ -207,3 +207,25 @@ def _at_once(calls: list[Callable[[], object]]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def test_socket_that_ended_holds_nothing_and_is_not_due(
+    connections: RedisConnections, t: TournamentId, clock: Clock
+) -> None:
+    grant = _grant(t, "a")
+    connections.lease(grant)
+    connections.left(grant)
+    connections.left(grant)
+    assert connections.holder(t, P) is None
+    clock.now_ms += 2 * TOKEN_MS
+    assert list(connections.due(clock.now_ms, 10)) == []
+
+
+def test_socket_that_ended_takes_nothing_from_the_newer_one(
+    connections: RedisConnections, t: TournamentId
+) -> None:
+    connections.lease(_grant(t, "a"))
+    connections.lease(_grant(t, "b"))
+    connections.left(_grant(t, "a"))
+    assert connections.holder(t, P) == "b"
+    assert list(connections.due(NOW_MS + TOKEN_MS, 10)) == ["b"]

@@ -97,7 +97,7 @@ class RedisConnections:
         """Make this the player's one connection until it expires; the id of the one before.
 
         Of several at once each learns of the one right before it, so none is forgotten."""
-        value = f"{grant.expires_at_ms}:{grant.connection_id}"
+        value = _lease_of(grant)
         self._put_due({grant.connection_id: grant.expires_at_ms})
         held = self._swap(grant.tournament_id, grant.player_id, value, grant.expires_at_ms)
         before = self._unexpired(held)
@@ -122,6 +122,14 @@ class RedisConnections:
     def release(self, tournament_id: TournamentId, player_id: PlayerId) -> str | None:
         """End the player's lease; the id of the connection that they had."""
         return self._unexpired(self._swap(tournament_id, player_id, "", 0))
+
+    def left(self, grant: Grant) -> None:
+        """The socket of this grant has ended: it is not due any more, and the player's connection
+        no longer, unless another one is by now."""
+        key = _leases_key(grant.tournament_id)
+        with transient():
+            self._client.eval(_SWAP, 1, key, grant.player_id, _lease_of(grant), "", "0")
+        self.closed([grant.connection_id])
 
     def due(self, now_ms: int, limit: int) -> Sequence[str]:
         """Ids of connections to close now, oldest first."""
@@ -177,6 +185,10 @@ def lease_of(value: bytes, now_ms: int) -> str | None:
     if not connection_id or int(expires_ms) <= now_ms:
         return None
     return connection_id
+
+
+def _lease_of(grant: Grant) -> str:
+    return f"{grant.expires_at_ms}:{grant.connection_id}"
 
 
 def _connection_of(value: bytes) -> str:
