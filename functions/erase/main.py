@@ -27,7 +27,6 @@ from pydantic import BaseModel, ConfigDict
 
 from leaderboard import telemetry
 from leaderboard.adapters.kafka_feed import KafkaFeed
-from leaderboard.adapters.nchan_pods import NchanPods
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import RedisClient, check, connect
 from leaderboard.adapters.redis_connections import RedisConnections
@@ -65,7 +64,7 @@ from leaderboard.settings import (
     TombstoneSettings,
     load_or_exit,
 )
-from leaderboard.wiring import engine_of, record_of, snapshots_of, tokens_of
+from leaderboard.wiring import engine_of, gateway_of, record_of, snapshots_of, tokens_of
 
 SOURCE: Final = "/erase"
 PENDING: Final = "pending"
@@ -437,6 +436,7 @@ _gateway_settings = load_or_exit(GatewaySettings, os.environ)
 _tombstone_settings = load_or_exit(TombstoneSettings, os.environ)
 _client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url))
 _engine = engine_of(_database_settings)
+_gateway = gateway_of(_gateway_settings)
 _record = record_of(_engine)
 _feed: FirstUse[KafkaFeed] = FirstUse(
     lambda: KafkaFeed(_kafka_settings, timeout_seconds=ACKNOWLEDGED_WITHIN_SECONDS)
@@ -453,7 +453,7 @@ def _connected() -> Ports:
         erasures=RedisErasures(client, key),
         feed=_feed(),
         connections=RedisConnections(client),
-        gateway=NchanPods(_gateway_settings.publish_url),
+        gateway=_gateway(),
     )
 
 

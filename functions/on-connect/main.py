@@ -26,11 +26,18 @@ from pydantic import BaseModel
 
 from leaderboard import telemetry
 from leaderboard.adapters.kafka_feed import KafkaFeed
-from leaderboard.adapters.nchan_pods import NchanPods
+from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import RedisClient, check, connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_entrance import RedisEntrance
+from leaderboard.adapters.web_pubsub_events import (
+    Connected,
+    Connecting,
+    Disconnected,
+    WebPubSubEvents,
+    admission,
+)
 from leaderboard.errors import (
     ForbiddenError,
     LeaderboardError,
@@ -39,24 +46,34 @@ from leaderboard.errors import (
     UnauthenticatedError,
 )
 from leaderboard.events import CONNECTIONS, ConnectionDecided, Event, format_time_ms
+from leaderboard.frames import top_frame
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import ANY_ROLE, Answer, Call, HttpApp, Route
 from leaderboard.hosts.repeating import Repeating
-from leaderboard.model import PlayerId, TournamentId, is_id
-from leaderboard.ports import Connections, Entrance, Feed, Gateway, Grant, Outgoing, Sight
+from leaderboard.model import TOP_VISIBLE, PlayerId, TournamentId, is_id
+from leaderboard.ports import (
+    Board,
+    Connections,
+    Entrance,
+    Feed,
+    Frame,
+    Gateway,
+    Grant,
+    Outgoing,
+    Sight,
+)
 from leaderboard.reads import Tournaments
 from leaderboard.settings import (
-    ClientGatewaySettings,
     DatabaseSettings,
-    GatewaySettings,
     KafkaSettings,
     OriginSettings,
+    PlayersGatewaySettings,
     RedisSettings,
     TokenSettings,
     TombstoneSettings,
     load_or_exit,
 )
-from leaderboard.wiring import engine_of, record_of, tokens_of
+from leaderboard.wiring import engine_of, gateway_of, record_of, tokens_of, way_in_of
 
 SOURCE: Final = "/on-connect"
 TICKET_SECONDS: Final = 30
@@ -66,6 +83,7 @@ LINGER_MS: Final = 5
 CLOSING_SECONDS: Final = 0.5
 CLOSING_BATCH: Final = 500
 MAX_USER_AGENT: Final = 512
+EVENTS_PATH: Final = "/v1/web-pubsub/events"
 logger = logging.getLogger("on-connect")
 
 
@@ -76,9 +94,11 @@ class Ports:
     connections: Connections
     tournaments: Tournaments
     entrance: Entrance
+    board: Board
     feed: Feed
     gateway: Gateway
-    client_url: str
+    way_in: Callable[[str], str]
+    """The URL that a socket opens with this ticket."""
 
 
 class WayIn(BaseModel):
@@ -96,7 +116,7 @@ def open_way(call: Call, ports: Ports) -> Answer:
     """A single-use way in to a tournament's channels, for 30 seconds."""
     tournament_id = TournamentId(call.path["tournament_id"])
     caller = call.authenticated()
-    attempt = Attempt(call, tournament_id)
+    attempt = _asked_for(call, tournament_id)
     if "player" not in caller.roles or not is_id(caller.subject):
         attempt.record(ports, "forbidden")
         raise ForbiddenError("only a player has a connection of their own")
@@ -114,7 +134,7 @@ def open_way(call: Call, ports: Ports) -> Answer:
     grant = Grant(tournament_id, player_id, secrets.token_hex(16), caller.expires_at_ms)
     ticket = ports.connections.issue(grant, TICKET_SECONDS)
     way = WayIn(
-        url=f"{ports.client_url}?ticket={ticket}",
+        url=ports.way_in(ticket),
         expires_at=format_time_ms(_now_ms() + TICKET_SECONDS * 1000),
         channels=_shown_channels(grant),
     )
@@ -124,7 +144,7 @@ def open_way(call: Call, ports: Ports) -> Answer:
 def turned_away(call: Call, error: LeaderboardError, ports: Ports) -> None:
     """Record an attempt without a token, or with one that proves nothing."""
     if not isinstance(error, TransientError):
-        attempt = Attempt(call, TournamentId(call.path["tournament_id"]))
+        attempt = _asked_for(call, TournamentId(call.path["tournament_id"]))
         attempt.record(ports, "unauthenticated")
 
 
@@ -133,18 +153,32 @@ def turned_away(call: Call, error: LeaderboardError, ports: Ports) -> None:
 
 def authorize(call: Call, ports: Ports) -> Answer:
     """The gateway's question: 403, or which channels this socket gets."""
-    attempt = Attempt(call, None)
-    ticket = call.headers.get("X-Ticket", "")
+    # The gateway sets the first element; proxies between it and us append theirs.
+    told = call.headers.get("X-Forwarded-For", "").partition(",")[0].strip()
+    attempt = Attempt(told or call.address, call.headers.get("User-Agent", ""))
+    grant = admitted(call.headers.get("X-Ticket", ""), attempt, ports)
+    if grant is None:
+        return Answer({"allowed": False}, status=403)
+    channels = ",".join(_channels(grant))
+    return Answer(headers={"X-Accel-Redirect": "/subscribe", "X-Channels": channels})
+
+
+def admitted(ticket: str, attempt: Attempt, ports: Ports) -> Grant | None:
+    """Who gets in with this ticket, with the lease; None where it was refused. Both are recorded;
+    the client is told nothing about why."""
     grant = ports.connections.redeem(ticket)
     if grant is None:
-        return attempt.refuse(ports, "unknown_ticket" if ticket else "no_ticket")
+        attempt.record(ports, "unknown_ticket" if ticket else "no_ticket")
+        return None
     attempt.tournament_id = grant.tournament_id
     seen = ports.entrance.look(grant.tournament_id, grant.player_id)
     if is_forgotten(seen, ports):
-        return attempt.refuse(ports, "player_erased")
+        attempt.record(ports, "player_erased")
+        return None
     attempt.player_id = grant.player_id
     if grant.expires_at_ms <= _now_ms():
-        return attempt.refuse(ports, "token_over")
+        attempt.record(ports, "token_over")
+        return None
     attempt.record(ports, "allowed", allowed=True)
     own_news = f"me.{grant.tournament_id}.{grant.player_id}"
     if seen.holder is None:
@@ -161,10 +195,37 @@ def authorize(call: Call, ports: Ports) -> Answer:
         # The erasure began while we decided, and may have looked for the lease before it stood.
         ports.connections.release(grant.tournament_id, grant.player_id)
         attempt.player_id = None
-        return attempt.refuse(ports, "player_erased")
-    # The last one is this socket's own: two sockets with one and the same list end Nchan's worker.
-    channels = ",".join([*_shown_channels(grant), f"conn.{grant.connection_id}"])
-    return Answer(headers={"X-Accel-Redirect": "/subscribe", "X-Channels": channels})
+        attempt.record(ports, "player_erased")
+        return None
+    return grant
+
+
+# --- Azure Web PubSub asks and tells -----------------------------------------------------------
+
+
+def service_event(call: Call, ports: Ports, events: WebPubSubEvents) -> Answer:
+    """What the service asks (`connect`) and tells of sockets. Only it can sign that."""
+    event = events.read(call.headers, call.raw_body)
+    if isinstance(event, Connecting):
+        grant = admitted(event.ticket, Attempt(event.address, event.user_agent), ports)
+        if grant is None:
+            return Answer({"allowed": False}, status=403)
+        body, headers = admission(grant, _channels(grant))
+        return Answer(body, headers=headers)
+    if isinstance(event, Connected):
+        greet(event.grant, ports)
+        return Answer(status=204)
+    if isinstance(event, Disconnected):
+        ports.connections.left(event.grant)
+        return Answer(status=204)
+    return Answer({"allowed": False}, status=403)  # players listen: it cuts who speaks
+
+
+def greet(grant: Grant, ports: Ports) -> None:
+    """Show a new socket the top: this service keeps no last frame."""
+    view = ports.board.top(grant.tournament_id, TOP_VISIBLE)
+    if view is not None:
+        ports.gateway.publish([Frame(f"conn.{grant.connection_id}", top_frame(view).body)])
 
 
 def is_forgotten(seen: Sight, ports: Ports) -> bool:
@@ -189,6 +250,16 @@ def _shown_channels(grant: Grant) -> list[str]:
     ]
 
 
+def _channels(grant: Grant) -> list[str]:
+    # The last one is this socket's own: two sockets with one and the same list end Nchan's worker.
+    return [*_shown_channels(grant), f"conn.{grant.connection_id}"]
+
+
+def _asked_for(call: Call, tournament_id: TournamentId) -> Attempt:
+    agent = call.headers.get("User-Agent", "")
+    return Attempt(call.address, agent, tournament_id)
+
+
 def _close_at_once(ports: Ports, channel: str) -> None:
     try:
         ports.gateway.close(channel)
@@ -200,20 +271,14 @@ def _close_at_once(ports: Ports, channel: str) -> None:
 class Attempt:
     """One attempt to connect, with what could be established about it."""
 
-    def __init__(self, call: Call, tournament_id: TournamentId | None) -> None:
-        # The gateway sets the first element; proxies between it and us append theirs.
-        told = call.headers.get("X-Forwarded-For", "").partition(",")[0].strip()
-        is_gateway = tournament_id is None
-        self._address = told if is_gateway and told else call.address
-        self._user_agent = call.headers.get("User-Agent", "")[:MAX_USER_AGENT]
+    def __init__(
+        self, address: str, user_agent: str, tournament_id: TournamentId | None = None
+    ) -> None:
+        self._address = address
+        self._user_agent = user_agent[:MAX_USER_AGENT]
         self.tournament_id = tournament_id
         self.player_id: PlayerId | None = None
         """Stays None for a player who was forgotten: the record must not know them again."""
-
-    def refuse(self, ports: Ports, reason: str) -> Answer:
-        """Record the refusal, then give it; the client is told nothing about why."""
-        self.record(ports, reason)
-        return Answer({"allowed": False}, status=403)
 
     def record(self, ports: Ports, reason: str, *, allowed: bool = False) -> None:
         """Publish `connection.decided`. Raises TransientError when that takes too long."""
@@ -253,8 +318,11 @@ def keep_connections(ports: Ports) -> None:
 # --- wiring ------------------------------------------------------------------------------------
 
 
-def routes(make_ports: Callable[[], Ports]) -> list[Route]:
-    """The operations of this function; `make_ports` is called with each request."""
+def routes(make_ports: Callable[[], Ports], events: WebPubSubEvents | None = None) -> list[Route]:
+    """The operations of this function; `make_ports` is called with each request. With `events`
+    the gateway is Azure Web PubSub, which asks in its own way; else it is one that asks about
+    tickets. Nobody but the gateway that is there is answered."""
+    asks = _ticket_route(make_ports) if events is None else _event_routes(make_ports, events)
     return [
         Route(
             "POST",
@@ -266,6 +334,12 @@ def routes(make_ports: Callable[[], Ports]) -> list[Route]:
             refused=lambda call, error: turned_away(call, error, make_ports()),
             max_body_bytes=1024,
         ),
+        *asks,
+    ]
+
+
+def _ticket_route(make_ports: Callable[[], Ports]) -> list[Route]:
+    return [
         Route(
             "GET",
             "/internal/authorize",
@@ -274,6 +348,27 @@ def routes(make_ports: Callable[[], Ports]) -> list[Route]:
             None,
             answers={200: None},
             headers={"X-Ticket": "What the player's socket brought."},
+        ),
+    ]
+
+
+def _event_routes(make_ports: Callable[[], Ports], events: WebPubSubEvents) -> list[Route]:
+    return [
+        Route(
+            "OPTIONS",
+            EVENTS_PATH,
+            "Whose events are taken (CloudEvents web hooks, abuse protection).",
+            lambda call: Answer(headers=events.allowed_origin(call.headers)),
+            None,
+            answers={200: None},
+        ),
+        Route(
+            "POST",
+            EVENTS_PATH,
+            service_event.__doc__ or "",
+            lambda call: service_event(call, make_ports(), events),
+            None,
+            answers={200: None, 204: None},
         ),
     ]
 
@@ -288,15 +383,15 @@ _database_settings = load_or_exit(DatabaseSettings, os.environ)
 _kafka_settings = load_or_exit(KafkaSettings, os.environ)
 _token_settings = load_or_exit(TokenSettings, os.environ)
 _tombstone_settings = load_or_exit(TombstoneSettings, os.environ)
-_gateway_settings = load_or_exit(GatewaySettings, os.environ)
-_client_settings = load_or_exit(ClientGatewaySettings, os.environ)
+_gateway_settings = load_or_exit(PlayersGatewaySettings, os.environ)
 _client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url))
 _engine = engine_of(_database_settings)
 _record = record_of(_engine)
 _feed = FirstUse(
     lambda: KafkaFeed(_kafka_settings, timeout_seconds=RECORD_SECONDS, linger_ms=LINGER_MS)
 )
-_gateway = FirstUse(lambda: NchanPods(_gateway_settings.publish_url))
+_gateway = gateway_of(_gateway_settings)
+_way_in = FirstUse(lambda: way_in_of(_gateway_settings))
 tokens = tokens_of(_token_settings)
 
 
@@ -305,9 +400,10 @@ def _make_ports() -> Ports:
         connections=RedisConnections(_client()),
         tournaments=Tournaments(lambda: RedisDirectory(_client()), _record),
         entrance=RedisEntrance(_client(), _tombstone_settings.bytes()),
+        board=RedisBoard(_client()),
         feed=_feed(),
         gateway=_gateway(),
-        client_url=_client_settings.client_url,
+        way_in=_way_in(),
     )
 
 
@@ -322,9 +418,14 @@ _ready: dict[str, Callable[[], Any]] = {
     "kafka": lambda: _feed().check(),
     "gateway": lambda: _gateway().check(),
 }
+_events = (
+    WebPubSubEvents(_gateway_settings.host, _gateway_settings.hub, _gateway_settings.keys())
+    if _gateway_settings.kind == "web-pubsub"
+    else None
+)
 app = HttpApp(
     "on-connect",
-    routes(ports),
+    routes(ports, _events),
     tokens=tokens,
     ready=_ready,
     origins=load_or_exit(OriginSettings, os.environ).origins(),

@@ -22,7 +22,6 @@ from typing import Final, NamedTuple
 
 from leaderboard import telemetry
 from leaderboard.adapters.kafka_feed import KafkaFeed
-from leaderboard.adapters.nchan_pods import NchanPods
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import check, connect
 from leaderboard.adapters.redis_connections import RedisConnections
@@ -50,6 +49,7 @@ from leaderboard.settings import (
     TracingSettings,
     load,
 )
+from leaderboard.wiring import gateway_of
 
 NAME = "on-rank-change"
 POSITION_SECONDS = 0.02
@@ -298,7 +298,7 @@ def consume() -> None:
     """Run the Kafka host until it is told to stop."""
     kafka, consumer = load(KafkaSettings, os.environ), load(ConsumerSettings, os.environ)
     redis = load(RedisSettings, os.environ)
-    gateway = NchanPods(load(GatewaySettings, os.environ).publish_url)
+    gateway = gateway_of(load(GatewaySettings, os.environ))
     tracing = tracing_of(NAME, load(TracingSettings, os.environ))
     telemetry.log_json()
     client = FirstUse(lambda: connect(redis.url))
@@ -306,9 +306,9 @@ def consume() -> None:
     def function() -> OnRankChange:
         board = RedisBoard(client())
         directory, connections = RedisDirectory(client()), RedisConnections(client())
-        return OnRankChange(board, directory, connections, tracing.gateway(gateway))
+        return OnRankChange(board, directory, connections, tracing.gateway(gateway()))
 
-    ready = {"redis": lambda: check(client()), "gateway": gateway.check}
+    ready = {"redis": lambda: check(client()), "gateway": lambda: gateway().check()}
     make = tracing.handler(function, POSITION_CHANGES)
     with closing(tracing):
         KafkaHost(

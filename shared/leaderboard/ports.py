@@ -304,8 +304,8 @@ class Frame:
 class Gateway(Protocol):
     """The holder of the players' sockets.
 
-    Channels are `top.<t>` (a new subscriber gets the last frame at once), `me.<t>.<p>` and
-    `conn.<id>` (nothing is kept)."""
+    Channels are `top.<t>` (a new subscriber gets the last frame at once, from the gateway or,
+    where that keeps none, from `on-connect`), `me.<t>.<p>` and `conn.<id>` (nothing is kept)."""
 
     def publish(self, frames: Sequence[Frame]) -> None:
         """Hand the frames over, in order for each channel. No subscriber is no error."""

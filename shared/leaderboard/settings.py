@@ -134,6 +134,7 @@ def _origins(text: str) -> str:
     return text
 
 
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 HttpUrl = Annotated[str, _url("http", "https")]
 SocketUrl = Annotated[str, _url("ws", "wss")]
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -301,23 +302,96 @@ class TombstoneSettings(_Settings):
         return self.key.get_secret_value().encode()
 
 
+class EntraSettings(_Settings):
+    """A workload's identity, under the names that Azure's webhook gives a pod."""
+
+    client_id: str = Field(alias="AZURE_CLIENT_ID", min_length=1)
+    tenant_id: str = Field(alias="AZURE_TENANT_ID", pattern=r"^[A-Za-z0-9.-]+$")
+    token_file: str = Field(alias="AZURE_FEDERATED_TOKEN_FILE", min_length=1)
+    authority: HttpUrl = Field("https://login.microsoftonline.com", alias="AZURE_AUTHORITY_HOST")
+
+
 class GatewaySettings(_Settings):
-    """The WebSocket gateway: its kind and the side on which functions publish."""
+    """The WebSocket gateway: its kind, and the side on which functions publish."""
 
     kind: Literal["nchan", "web-pubsub", "development"] = Field(alias="GATEWAY_KIND")
     publish_url: HttpUrl = Field(alias="GATEWAY_PUBLISH_URL", repr=False)
+    hub: str = Field("leaderboard", alias="GATEWAY_HUB", pattern=r"^[A-Za-z][A-Za-z0-9_]{0,127}$")
+    """The rest is for Web PubSub only. Either an access key, or a workload's identity."""
+    access_key: SecretStr | None = Field(None, alias="GATEWAY_ACCESS_KEY", min_length=16)
+    other_access_key: SecretStr | None = Field(
+        None, alias="GATEWAY_ACCESS_KEY_SECONDARY", min_length=16
+    )
+    """Believed beside the first: while keys are changed the service's events bear either."""
+    entra_client_id: str | None = Field(None, alias="AZURE_CLIENT_ID")
+    entra_tenant_id: str | None = Field(None, alias="AZURE_TENANT_ID")
+    entra_token_file: str | None = Field(None, alias="AZURE_FEDERATED_TOKEN_FILE")
+    entra_authority: str | None = Field(None, alias="AZURE_AUTHORITY_HOST")
 
     @model_validator(mode="after")
-    def _kind_exists(self) -> GatewaySettings:
-        if self.kind == "web-pubsub":
-            raise ValueError("GATEWAY_KIND: web-pubsub has no adapter in this version yet")
+    def _service_is_known(self) -> GatewaySettings:
+        if self.kind != "web-pubsub":
+            return self
+        if self.access_key is None:
+            self.entra()
+        parts = urlsplit(self.publish_url)
+        if parts.path or parts.query:
+            raise ValueError("GATEWAY_PUBLISH_URL: has a path; wanted is the service's endpoint")
+        if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
+            raise ValueError("GATEWAY_PUBLISH_URL: is not https://, and tokens would be readable")
         return self
 
+    def entra(self) -> EntraSettings:
+        """The identity that publishes where there is no key. Raises ValueError naming what is
+        missing."""
+        given = {
+            "AZURE_CLIENT_ID": self.entra_client_id,
+            "AZURE_TENANT_ID": self.entra_tenant_id,
+            "AZURE_FEDERATED_TOKEN_FILE": self.entra_token_file,
+            "AZURE_AUTHORITY_HOST": self.entra_authority,
+        }
+        try:
+            return load(EntraSettings, {name: text for name, text in given.items() if text})
+        except SettingsError as error:
+            raise ValueError(
+                "GATEWAY_ACCESS_KEY: is missing, and GATEWAY_KIND is web-pubsub; nor is there a "
+                f"workload identity in its place ({error})"
+            ) from None
 
-class ClientGatewaySettings(_Settings):
-    """The side of the gateway that players reach."""
+    def keys(self) -> list[str]:
+        """The access keys, the one that signs first."""
+        given = (self.access_key, self.other_access_key)
+        return [key.get_secret_value() for key in given if key is not None]
+
+    @property
+    def host(self) -> str:
+        """Of the service, as it names itself to its event handler."""
+        return urlsplit(self.publish_url).netloc
+
+
+class PlayersGatewaySettings(GatewaySettings):
+    """Both sides of the gateway: also the one that players reach."""
 
     client_url: SocketUrl = Field(alias="GATEWAY_CLIENT_URL")
+
+    @model_validator(mode="after")
+    def _players_reach_the_hub(self) -> PlayersGatewaySettings:
+        if self.kind != "web-pubsub":
+            return self
+        if self.access_key is None:
+            raise ValueError(
+                "GATEWAY_ACCESS_KEY: is missing; the service's events are signed with it, also "
+                "where a workload identity publishes"
+            )
+        parts = urlsplit(self.client_url)
+        if parts.path != f"/client/hubs/{self.hub}" or parts.query:
+            raise ValueError(
+                f"GATEWAY_CLIENT_URL: has to end with /client/hubs/{self.hub}, the hub of "
+                "GATEWAY_HUB"
+            )
+        if parts.scheme != "wss" and parts.hostname not in _LOOPBACK:
+            raise ValueError("GATEWAY_CLIENT_URL: is not wss://, and tickets would be readable")
+        return self
 
 
 class TokenSettings(_Settings):

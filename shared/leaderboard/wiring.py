@@ -1,5 +1,5 @@
-"""What composition roots of HTTP functions share: drivers that a first request needs and a start
-does not, imported then.
+"""What composition roots share: drivers that a first request needs and a start does not, imported
+then; and which gateway it is.
 
 SQLAlchemy, joserfc and httpx were a third of a start; who is ready has time for them."""
 
@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.ports import Revisions, Tokens
 from leaderboard.record_ports import Record, Snapshots
-from leaderboard.settings import DatabaseSettings, TokenSettings
+from leaderboard.settings import (
+    DatabaseSettings,
+    GatewaySettings,
+    PlayersGatewaySettings,
+    TokenSettings,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+
+    from leaderboard.adapters.nchan_pods import NchanPods
+    from leaderboard.adapters.web_pubsub_gateway import WebPubSubGateway
 
 
 def engine_of(settings: DatabaseSettings) -> FirstUse[Engine]:
@@ -73,3 +81,37 @@ def tokens_of(settings: TokenSettings) -> FirstUse[Tokens]:
         return JwksTokens(settings)
 
     return FirstUse(make)
+
+
+def gateway_of(settings: GatewaySettings) -> FirstUse[NchanPods | WebPubSubGateway]:
+    """The gateway that the settings name. The development gateway has Nchan's surface."""
+
+    def make() -> NchanPods | WebPubSubGateway:
+        if settings.kind == "web-pubsub":
+            return _web_pubsub(settings)
+        from leaderboard.adapters.nchan_pods import NchanPods  # noqa: PLC0415 - see above
+
+        return NchanPods(settings.publish_url)
+
+    return FirstUse(make)
+
+
+def way_in_of(settings: PlayersGatewaySettings) -> Callable[[str], str]:
+    """Makes the URL that a player's socket opens with a ticket."""
+    if settings.kind != "web-pubsub":
+        return lambda ticket: f"{settings.client_url}?ticket={ticket}"
+    from leaderboard.adapters.web_pubsub_gateway import way_in  # noqa: PLC0415 - see above
+
+    return way_in(settings.publish_url, settings.client_url, settings.hub, settings.keys()[0])
+
+
+def _web_pubsub(settings: GatewaySettings) -> WebPubSubGateway:
+    from leaderboard.adapters import web_pubsub_gateway as adapter  # noqa: PLC0415 - see above
+
+    if settings.access_key is not None:
+        bearer: adapter.Bearer = adapter.KeyBearer(settings.keys()[0])
+    else:
+        from leaderboard.adapters.entra_bearer import EntraBearer  # noqa: PLC0415 - see above
+
+        bearer = EntraBearer(settings.entra())
+    return adapter.WebPubSubGateway(settings.publish_url, settings.hub, bearer)

@@ -10,9 +10,17 @@ from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import Producer
-from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    Page,
+    ViewportSize,
+    WebSocketRoute,
+    expect,
+    sync_playwright,
+)
 
 from browser.running_stack import Contest, RunningStack
+from leaderboard.adapters.web_pubsub_gateway import FAREWELL
 from sockets import eventually
 
 pytestmark = pytest.mark.timeout(180)
@@ -255,6 +263,33 @@ def test_second_window_takes_over_and_the_first_can_take_back(
     expect_connection(second, "replaced")
     contest.wager("p3", 250)
     expect_rank(first, 1)
+
+
+@pytest.mark.parametrize("goodbye", [True, False])
+def test_goodbye_of_azure_web_pubsub_means_replaced(
+    pages: Pages, contest: Contest, goodbye: bool
+) -> None:
+    """That service closes with 1000 and no reason: a frame before that says what it is."""
+    page = pages.open(contest, "p3")
+    sockets: list[WebSocketRoute] = []
+
+    def routed(socket: WebSocketRoute) -> None:
+        sockets.append(socket)
+        socket.connect_to_server()
+
+    page.route_web_socket(lambda url: "ticket=" in url, routed)
+    page.reload()
+    expect_connection(page, "live")
+    if goodbye:
+        sockets[0].send(FAREWELL.decode())
+    sockets[0].close(code=1000)
+    if goodbye:
+        expect_connection(page, "replaced")
+        assert len(sockets) == 1
+    else:
+        page.wait_for_timeout(2_000)
+        expect_connection(page, "live")
+        assert len(sockets) == 2
 
 
 def test_hostile_name_is_only_text(pages: Pages, contest: Contest) -> None:

@@ -1,4 +1,5 @@
-"""The gateway port over nginx + Nchan and the development gateway: real processes and sockets."""
+"""The gateway port over nginx + Nchan, the development gateway and Azure Web PubSub's double: real
+processes and sockets."""
 
 from __future__ import annotations
 
@@ -15,9 +16,11 @@ import httpx
 import pytest
 
 import gateways
-from gateways import Decider, RunningGateway
-from leaderboard.adapters.nchan_gateway import MAX_FRAME_BYTES, NchanGateway
+from gateways import WITH_NCHAN_S_SURFACE, Decider, RunningGateway, ServiceServer
+from leaderboard.adapters.gateway_channels import MAX_FRAME_BYTES
+from leaderboard.adapters.nchan_gateway import NchanGateway
 from leaderboard.adapters.nchan_pods import LEFT_OUT_SECONDS, NchanPods
+from leaderboard.adapters.web_pubsub_gateway import WebPubSubGateway
 from leaderboard.errors import TransientError
 from leaderboard.ports import Frame
 from leaderboard.stack.nginx import NginxServer
@@ -26,6 +29,8 @@ from sockets import Players, PlayerSocket, players
 
 __all__ = ["players"]
 _numbers = itertools.count(1)
+over_nchan_s_surface = pytest.mark.parametrize("scene", WITH_NCHAN_S_SURFACE, indirect=True)
+"""What Web PubSub has no counterpart of, or what is Microsoft's to keep."""
 
 
 @dataclass
@@ -33,7 +38,7 @@ class Scene:
     """A running gateway with its publisher, and players who reach it."""
 
     server: RunningGateway
-    gateway: NchanGateway | NchanPods
+    gateway: NchanGateway | NchanPods | WebPubSubGateway
     decider: Decider
     players: Players
     folder: Path
@@ -43,18 +48,34 @@ class Scene:
         """The development gateway does not: it needs no speed."""
         return isinstance(self.server, NginxServer)
 
+    @property
+    def is_service(self) -> bool:
+        """Web PubSub: its own rules for who wants in, and another goodbye."""
+        return isinstance(self.server, ServiceServer)
+
     def url(self, channels: str) -> str:
         ticket = f"ticket-{next(_numbers)}"
         self.decider.grants[ticket] = channels
-        return f"{self.server.client_url}?ticket={ticket}"
+        return self.way_in(ticket)
+
+    def way_in(self, ticket: str) -> str:
+        return gateways.way_in(self.server)(ticket)
 
     def subscribe(self, channels: str) -> PlayerSocket:
         return self.players.connect(self.url(channels))
 
 
+def one_pod(server: RunningGateway) -> NchanGateway:
+    """A publisher to this address alone."""
+    return NchanGateway(server.publish_url)
+
+
 @pytest.fixture(
     scope="module",
-    params=[*((kind, NchanGateway) for kind in gateways.KINDS), (gateways.NCHAN, NchanPods)],
+    params=[
+        *((kind, gateways.publisher) for kind in gateways.KINDS),
+        *((kind, one_pod) for kind in WITH_NCHAN_S_SURFACE),
+    ],
     ids=lambda one: f"{one[0]}, {one[1].__name__}",
 )
 def scene(
@@ -65,7 +86,7 @@ def scene(
     try:
         kind, publisher = request.param
         with gateways.running(kind, folder, decider.url) as server:
-            yield Scene(server, publisher(server.publish_url), decider, players, folder)
+            yield Scene(server, publisher(server), decider, players, folder)
     finally:
         decider.stop()
 
@@ -111,6 +132,7 @@ def test_frame_reaches_every_subscriber_of_its_channel_and_nobody_else(
     assert bob.next_json() == {"n": "for all"}
 
 
+@over_nchan_s_surface
 def test_new_subscriber_gets_the_last_top_frame_at_once(scene: Scene, t: str) -> None:
     scene.gateway.publish([_frame(f"top.{t}", n) for n in range(5)])
     late = scene.subscribe(f"top.{t},me.{t}.p,conn.{t}")
@@ -120,6 +142,7 @@ def test_new_subscriber_gets_the_last_top_frame_at_once(scene: Scene, t: str) ->
     assert late.is_silent()
 
 
+@over_nchan_s_surface
 def test_snapshots_are_compressed_for_who_understands_it_and_arrive_alike(
     scene: Scene, t: str
 ) -> None:
@@ -199,8 +222,10 @@ def test_close_ends_just_that_socket(scene: Scene, t: str) -> None:
     old = scene.subscribe(f"top.{t},me.{t}.p,conn.old{t}")
     new = scene.subscribe(f"top.{t},me.{t}.p,conn.new{t}")
     scene.gateway.close(f"conn.old{t}")
+    if scene.is_service:
+        assert old.next_json() == {"type": "closed", "reason": "410 Gone"}
     assert old.ends()
-    assert old.close_code == 1001
+    assert old.close_code == (1000 if scene.is_service else 1001)
     scene.gateway.publish([_frame(f"top.{t}", 1), _frame(f"me.{t}.p", 2)])
     assert sorted(new.next_json()["n"] for _ in range(2)) == ["1", "2"]
     assert new.is_open()
@@ -213,16 +238,19 @@ def test_close_of_a_channel_that_nobody_knows_is_no_error(scene: Scene, t: str) 
 def test_player_may_come_back_after_a_close(scene: Scene, t: str) -> None:
     scene.gateway.publish([_frame(f"top.{t}", "kept")])
     first = scene.subscribe(f"top.{t},me.{t}.p,conn.1{t}")
-    assert first.next_json() == {"n": "kept"}
     scene.gateway.close(f"conn.1{t}")
     assert first.ends()
     again = scene.subscribe(f"top.{t},me.{t}.p,conn.2{t}")
-    assert again.next_json() == {"n": "kept"}
+    if not scene.is_service:
+        assert [first.next_json(), again.next_json()] == [{"n": "kept"}] * 2
+    scene.gateway.publish([_frame(f"top.{t}", "new")])
+    assert again.next_json() == {"n": "new"}
 
 
 def test_refused_ticket_opens_no_socket(scene: Scene) -> None:
-    assert scene.players.refused(f"{scene.server.client_url}?ticket=unknown") == 403
-    assert scene.players.refused(scene.server.client_url) == 403
+    assert scene.players.refused(scene.way_in("unknown")) == 403
+    assert scene.players.refused(scene.way_in("")) == 403
+    assert scene.players.refused(scene.server.client_url) == (401 if scene.is_service else 403)
 
 
 def test_ticket_opens_one_socket_only(scene: Scene, t: str) -> None:
@@ -231,6 +259,7 @@ def test_ticket_opens_one_socket_only(scene: Scene, t: str) -> None:
     assert scene.players.refused(url) == 403
 
 
+@over_nchan_s_surface
 def test_decider_hears_the_ticket_and_the_true_address(scene: Scene, t: str) -> None:
     forged = {
         "X-Forwarded-For": "203.0.113.9",
@@ -251,6 +280,7 @@ def test_decider_hears_the_ticket_and_the_true_address(scene: Scene, t: str) -> 
     assert headers.get("upgrade", "") == ""
 
 
+@over_nchan_s_surface
 @pytest.mark.parametrize(
     "path",
     [
@@ -279,13 +309,13 @@ def test_player_can_neither_choose_channels_nor_publish(scene: Scene, t: str, pa
 
 def test_forged_answer_headers_do_not_open_a_socket(scene: Scene, t: str) -> None:
     forged = {"X-Accel-Redirect": "/subscribe", "X-Channels": f"me.{t}.victim"}
-    assert scene.players.refused(f"{scene.server.client_url}?ticket=no", forged) == 403
+    assert scene.players.refused(scene.way_in("no"), forged) == 403
 
 
 def test_plain_request_does_not_use_a_ticket_up(scene: Scene, t: str) -> None:
     url = scene.url(f"top.{t},me.{t}.p,conn.{t}")
     plain = httpx.get(url.replace("ws://", "http://"))
-    assert plain.status_code == 426
+    assert plain.status_code == (400 if scene.is_service else 426)
     scene.players.connect(url)
 
 
@@ -295,7 +325,7 @@ def test_player_who_speaks_is_cut_and_reaches_nobody(scene: Scene, t: str) -> No
     alice.say('{"n":"forged"}')
     assert bob.is_silent()
     assert alice.ends()
-    assert alice.close_code == 1008
+    assert alice.close_code == (1000 if scene.is_service else 1008)
     assert bob.is_open()
 
 
@@ -330,6 +360,7 @@ def test_hostile_channel_is_refused_before_anything_is_sent(
     assert late.is_silent(0.1)
 
 
+@over_nchan_s_surface
 @pytest.mark.parametrize("name", ["x" * 2000, "top.a%20b", "top.a,top.b", "other.a", "me.a", "."])
 def test_publisher_side_knows_no_other_channels(scene: Scene, name: str) -> None:
     for method in ("GET", "POST", "DELETE"):
@@ -337,11 +368,13 @@ def test_publisher_side_knows_no_other_channels(scene: Scene, name: str) -> None
         assert answer.status_code in (404, 405)
 
 
+@over_nchan_s_surface
 def test_publisher_side_refuses_a_body_above_its_limit(scene: Scene) -> None:
     url = f"{scene.server.publish_url}/pub/top.large"
     assert httpx.post(url, content=b"x" * (MAX_FRAME_BYTES + 2)).status_code == 413
 
 
+@over_nchan_s_surface
 def test_player_s_side_refuses_large_requests(scene: Scene) -> None:
     url = f"{gateways.origin_of(scene.server)}/connect?ticket={'x' * 40_000}"
     assert httpx.get(url).status_code in (400, 414)
@@ -380,11 +413,12 @@ def test_no_ticket_is_logged_when_the_decider_is_away(
 ) -> None:
     away = f"http://{LOOPBACK}:{free_port()}/internal/authorize"
     with gateways.running(kind, tmp_path, away) as server:
-        assert players.refused(f"{server.client_url}?ticket=very-secret") in (502, 503)
+        assert players.refused(gateways.way_in(server)("very-secret")) in (500, 502, 503)
     for path in tmp_path.rglob("*.log"):
         assert "very-secret" not in path.read_text()
 
 
+@pytest.mark.parametrize("kind", WITH_NCHAN_S_SURFACE)
 def test_socket_lives_no_longer_than_the_bound(
     kind: str, tmp_path: Path, players: Players, decider: Decider
 ) -> None:
@@ -400,7 +434,7 @@ def test_publisher_recovers_when_the_gateway_comes_back(
     kind: str, tmp_path: Path, players: Players, decider: Decider
 ) -> None:
     with gateways.running(kind, tmp_path, decider.url) as server:
-        gateway = NchanGateway(server.publish_url)
+        gateway = gateways.publisher(server)
         gateway.publish([_frame("top.t", 1)])
         server.kill()
         for _ in range(2):
@@ -412,16 +446,17 @@ def test_publisher_recovers_when_the_gateway_comes_back(
                 gateway.check()
         server.start()
         gateway.check()
-        gateway.publish([_frame("top.t", 3)])
         decider.grants["one"] = "top.t,me.t.p,conn.c"
-        assert players.connect(f"{server.client_url}?ticket=one").next_json() == {"n": "3"}
+        player = players.connect(gateways.way_in(server)("one"))
+        gateway.publish([_frame("top.t", 3)])
+        assert player.next_json() == {"n": "3"}
 
 
 def test_restart_between_two_calls_goes_unnoticed(
     kind: str, tmp_path: Path, decider: Decider
 ) -> None:
     with gateways.running(kind, tmp_path, decider.url) as server:
-        gateway = NchanGateway(server.publish_url)
+        gateway = gateways.publisher(server)
         gateway.publish([_frame("top.t", 1)])
         server.stop()
         server.start()
@@ -509,6 +544,7 @@ def test_gateway_that_is_out_of_memory_is_away() -> None:
         server.stop()
 
 
+@over_nchan_s_surface
 def test_url_that_is_no_publisher_is_told_as_such(scene: Scene) -> None:
     gateway = NchanGateway(gateways.origin_of(scene.server))
     with pytest.raises(RuntimeError, match="GATEWAY_PUBLISH_URL"):

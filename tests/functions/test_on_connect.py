@@ -33,8 +33,10 @@ from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.adapters.redis_scripts import keys_of
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.adapters.stepwise_entrance import StepwiseEntrance
+from leaderboard.adapters.web_pubsub_events import signature
+from leaderboard.adapters.web_pubsub_gateway import WebPubSubGateway
 from leaderboard.errors import TransientError
-from leaderboard.events import CONNECTIONS, ConnectionDecided, PlayerErased
+from leaderboard.events import CONNECTIONS, ConnectionDecided, PlayerErased, ScoreSubmitted
 from leaderboard.fold import LogEntry
 from leaderboard.model import PlayerId, TournamentId
 from leaderboard.ports import Board, Caller, Frame, Grant, Summary
@@ -56,13 +58,15 @@ class Scene:
 
     one: Hosted
     url: str
-    gateway: NchanGateway
+    gateway: NchanGateway | WebPubSubGateway
     feed: MemoryFeed
     connections: RedisConnections
     erasures: RedisErasures
     issuer_url: str
     players: Players
     engine: sa.Engine
+    away_status: int
+    """What a player is answered when the decision can't be made."""
 
     def token(self, subject: str, *roles: str) -> dict[str, str]:
         asked = {"subject": subject, "roles": list(roles or ("player",))}
@@ -80,7 +84,13 @@ class Scene:
 
     def enter(self, subject: str) -> PlayerSocket:
         agent = {"User-Agent": f"{subject}'s browser"}
-        return self.players.connect(self.way_in(subject)["url"], agent)
+        return self.greeted(self.players.connect(self.way_in(subject)["url"], agent))
+
+    def greeted(self, socket: PlayerSocket) -> PlayerSocket:
+        """Web PubSub keeps no frame for newcomers: there the function shows them the top."""
+        if isinstance(self.gateway, WebPubSubGateway):
+            assert socket.next_json()["type"] == "top"
+        return socket
 
     def decided(self) -> list[ConnectionDecided]:
         found = [event.data for event in self.feed.events(CONNECTIONS)]
@@ -117,7 +127,7 @@ def scene(
     port = free_port()
     url = f"http://{LOOPBACK}:{port}"
     with (
-        gateways.running(request.param, tmp_path, f"{url}/internal/authorize") as server,
+        gateways.running(request.param, tmp_path, url + asks_at(request.param)) as server,
         engine_of(loaded(f"sqlite:///{tmp_path}/record.sqlite")) as engine,
     ):
         settings = {
@@ -126,23 +136,31 @@ def scene(
             "DATABASE_URL": str(engine.url),
             "JWT_ISSUER": issuer,
             "JWKS_URL": f"{issuer}/.well-known/jwks.json",
-            "GATEWAY_PUBLISH_URL": server.publish_url,
-            "GATEWAY_CLIENT_URL": server.client_url,
+            **gateways.settings_of(server),
         }
         with hosted("on-connect", settings) as one, _served(one, port):
             feed = MemoryFeed()
             connections = RedisConnections(client)
             erasures = RedisErasures(client, TOMBSTONE_KEY)
-            gateway = NchanGateway(server.publish_url)
+            gateway, way_in = gateways.publisher(server), gateways.way_in(server)
             directory = RedisDirectory(client)
             tournaments = Tournaments(lambda: directory, one.main._record)
             entrance = RedisEntrance(client, TOMBSTONE_KEY)
+            board = RedisBoard(client, TOMBSTONE_KEY)
             one.main.ports.put(
-                one.main.Ports(connections, tournaments, entrance, feed, gateway, server.client_url)
+                one.main.Ports(connections, tournaments, entrance, board, feed, gateway, way_in)
             )
-            yield Scene(one, url, gateway, feed, connections, erasures, issuer, players, engine)
+            away = 500 if request.param == gateways.WEB_PUBSUB else 503
+            yield Scene(
+                one, url, gateway, feed, connections, erasures, issuer, players, engine, away
+            )
             one.main.closer.stop()
     client.close()
+
+
+def asks_at(kind: str) -> str:
+    """Where a gateway of this kind asks."""
+    return "/v1/web-pubsub/events" if kind == gateways.WEB_PUBSUB else "/internal/authorize"
 
 
 class _served:  # noqa: N801 - reads as a statement
@@ -171,7 +189,7 @@ def test_player_enters_and_hears_the_top_and_their_own_news(scene: Scene) -> Non
     way = scene.way_in("alice")
     assert way["channels"] == [f"top.{T}", f"me.{T}.alice", f"curve.{T}"]
     assert way["expires_at"].endswith("Z")
-    socket = scene.players.connect(way["url"])
+    socket = scene.greeted(scene.players.connect(way["url"]))
     scene.gateway.publish([Frame(f"top.{T}", b"1"), Frame(f"me.{T}.alice", b"2")])
     assert sorted([socket.next(), socket.next()]) == ["1", "2"]
     scene.gateway.publish([Frame(f"me.{T}.bob", b"3")])
@@ -187,7 +205,7 @@ def test_way_in_is_good_once(scene: Scene) -> None:
 
 def test_every_attempt_is_recorded_with_address_and_user_agent(scene: Scene) -> None:
     scene.enter("alice")
-    scene.players.refused(f"{scene.way_in('bob')['url'].partition('=')[0]}=guessed")
+    scene.players.refused(f"{scene.way_in('bob')['url'].rpartition('=')[0]}=guessed")
     (allowed, refused) = scene.decided()
     assert (allowed.tournament_id, allowed.player_id, allowed.allowed) == (T, "alice", True)
     assert (allowed.reason, allowed.address) == ("allowed", LOOPBACK)
@@ -322,7 +340,7 @@ def test_erased_player_gets_no_way_in_although_the_request_is_lost(
     assert scene.players.refused(url) == 403
     assert [one.reason for one in scene.decided()] == ["player_erased"] * 2
     assert {one.player_id for one in scene.decided()} == {None}
-    scene.enter("bob")
+    scene.players.connect(scene.way_in("bob")["url"])
 
 
 def test_where_nobody_can_say_who_was_forgotten_nobody_gets_in(
@@ -333,7 +351,7 @@ def test_where_nobody_can_say_who_was_forgotten_nobody_gets_in(
     without_record(scene, redis_url)
     answer = scene.post(scene.token("alice"))
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
-    assert scene.players.refused(url) == 503
+    assert scene.players.refused(url) == scene.away_status
     assert scene.decided() == []
 
 
@@ -418,7 +436,7 @@ def test_what_can_t_be_recorded_does_not_take_effect(scene: Scene) -> None:
     url = scene.way_in("alice")["url"]
     known = scene.one.main.ports()
     scene.one.main.ports.put(replace(known, feed=FeedAway()))
-    assert scene.players.refused(url) == 503
+    assert scene.players.refused(url) == scene.away_status
     assert scene.post({}).status_code == 503
     assert not first.ends(0.3)
 
@@ -513,3 +531,119 @@ def test_issuer_serves_loopback_pages_only(issuer: str) -> None:
         assert httpx.post(f"{issuer}/token", json=body, headers=headers).status_code == 403
     assert httpx.post(f"{issuer}/token", json={"subject": "a b"}).status_code == 422
     assert httpx.post(f"{issuer}/token", json={**body, "roles": ["root"]}).status_code == 422
+
+
+# --- only where the gateway is Azure Web PubSub ------------------------------------------------
+
+over_web_pubsub = pytest.mark.parametrize("scene", [gateways.WEB_PUBSUB], indirect=True)
+EVENTS = "/v1/web-pubsub/events"
+
+
+def told(scene: Scene, kind: str, **headers: str) -> httpx.Response:
+    """An event as the service sends it; headers by their names without `ce-`."""
+    sound = {
+        "type": f"azure.webpubsub.{kind}",
+        "connectionId": "c1",
+        "hub": gateways.HUB,
+        "signature": signature(gateways.KEYS[1].encode(), "c1"),
+    }
+    ce = {f"ce-{name}": text for name, text in {**sound, **headers}.items()}
+    return httpx.post(scene.url + EVENTS, json={}, headers=ce)
+
+
+@over_web_pubsub
+def test_who_enters_sees_the_top_at_once(scene: Scene) -> None:
+    data = ScoreSubmitted(tournament_id=T, player_id="zoe", score=7)
+    board = scene.one.main.ports().board
+    board.apply(T, "log", None, [scheduled(0, T, starts_ms=START_MS), entry(1, data)], None)
+    frame = scene.players.connect(scene.way_in("alice")["url"]).next_json()
+    assert (frame["type"], frame["sequence"]) == ("top", 1)
+    assert [row[:2] for row in frame["standings"]] == [[1, "zoe"]]
+
+
+@over_web_pubsub
+def test_player_who_left_is_sent_nothing_more(scene: Scene) -> None:
+    """Each frame for a player is a request that is paid for."""
+    socket = scene.enter("alice")
+    assert scene.connections.live(T, [PlayerId("alice")]) == {"alice"}
+    socket.close()
+    eventually(lambda: not scene.connections.live(T, [PlayerId("alice")]))
+
+
+@over_web_pubsub
+def test_one_who_left_takes_nothing_from_the_newer_one(scene: Scene) -> None:
+    first = scene.enter("alice")
+    second = scene.enter("alice")
+    assert first.ends(2)
+    time.sleep(0.3)  # `disconnected` of the first one is told after the second one's lease
+    assert scene.connections.live(T, [PlayerId("alice")]) == {"alice"}
+    scene.gateway.publish([Frame(f"me.{T}.alice", b"1")])
+    assert second.next_json() == 1
+
+
+@over_web_pubsub
+def test_only_our_service_may_send_events_here(scene: Scene) -> None:
+    ours = scene.gateway._base.split("/")[2]  # type: ignore[union-attr]
+    for origin in (ours, "other.webpubsub.azure.com"):
+        answer = httpx.options(scene.url + EVENTS, headers={"WebHook-Request-Origin": origin})
+        assert (answer.status_code, answer.headers["WebHook-Allowed-Origin"]) == (200, ours)
+    answer = httpx.options(scene.url + EVENTS)
+    assert answer.status_code == 422
+    assert "WebHook-Allowed-Origin" not in answer.headers
+
+
+@over_web_pubsub
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"signature": ""}, 401),
+        ({"signature": signature(b"another key", "c1")}, 401),
+        ({"connectionId": "c2"}, 401),
+        ({"connectionId": "", "signature": signature(gateways.KEYS[0].encode(), "")}, 401),
+        ({"signature": ",".join([signature(gateways.KEYS[0].encode(), "c1")] * 5)}, 401),
+        ({"hub": "other"}, 422),
+        ({"type": "azure.webpubsub.sys.renamed"}, 422),
+        ({"type": "other"}, 422),
+    ],
+)
+def test_event_that_the_service_did_not_send_is_refused(
+    scene: Scene, headers: dict[str, str], status: int
+) -> None:
+    scene.enter("alice")
+    for kind in ("sys.connect", "sys.connected", "sys.disconnected", "user.message"):
+        assert told(scene, kind, **headers).status_code == status
+    assert [one.reason for one in scene.decided()] == ["allowed"]
+    assert scene.connections.live(T, [PlayerId("alice")]) == {"alice"}
+
+
+@over_web_pubsub
+def test_event_that_is_signed_is_answered_by_what_it_is(scene: Scene) -> None:
+    assert told(scene, "user.message").status_code == 403
+    assert told(scene, "sys.connect").status_code == 403
+    assert [one.reason for one in scene.decided()] == ["no_ticket"]
+    for state in ("", "e30=", "no base64", "W10=", "bnVsbA=="):
+        assert told(scene, "sys.connected", connectionState=state).status_code == 422
+        assert told(scene, "sys.disconnected", connectionState=state).status_code == 422
+
+
+@over_web_pubsub
+def test_a_body_that_is_no_event_is_refused(scene: Scene) -> None:
+    signed = {
+        "ce-type": "azure.webpubsub.sys.connect",
+        "ce-connectionId": "c1",
+        "ce-hub": gateways.HUB,
+        "ce-signature": signature(gateways.KEYS[0].encode(), "c1"),
+    }
+    for body, status in ((b"{", 400), (b"[]", 422), (b'"x"', 422), (b"\xff", 400)):
+        answer = httpx.post(scene.url + EVENTS, content=body, headers=signed)
+        assert answer.status_code == status
+    for body in (b'{"query": []}', b'{"query": {"ticket": "x"}}', b'{"query": {"ticket": []}}'):
+        answer = httpx.post(scene.url + EVENTS, content=body, headers=signed)
+        assert answer.status_code == 403
+
+
+def test_gateway_that_is_not_there_is_not_answered(scene: Scene) -> None:
+    is_service = isinstance(scene.gateway, WebPubSubGateway)
+    asked = httpx.get(f"{scene.url}/internal/authorize", headers={"X-Ticket": "x"})
+    assert asked.status_code == (404 if is_service else 403)
+    assert httpx.post(scene.url + EVENTS, json={}).status_code == (401 if is_service else 404)

@@ -10,10 +10,10 @@ from pydantic import BaseModel
 from leaderboard import settings
 from leaderboard.errors import SettingsError
 from leaderboard.settings import (
-    ClientGatewaySettings,
     ConsumerSettings,
     GatewaySettings,
     KafkaSettings,
+    PlayersGatewaySettings,
     RedisSettings,
     TokenSettings,
     TombstoneSettings,
@@ -35,6 +35,18 @@ TOKENS = {
     "JWKS_URL": "https://issuer.example/jwks.json",
 }
 GATEWAY = {"GATEWAY_KIND": "nchan", "GATEWAY_PUBLISH_URL": "http://gateway.example:8081/"}
+SERVICE = {
+    "GATEWAY_KIND": "web-pubsub",
+    "GATEWAY_PUBLISH_URL": "https://cups.webpubsub.azure.com",
+    "GATEWAY_ACCESS_KEY": SECRET,
+}
+PLAYERS = {"GATEWAY_CLIENT_URL": "wss://cups.webpubsub.azure.com/client/hubs/leaderboard"}
+WORKLOAD = {
+    "AZURE_CLIENT_ID": "6a1d",
+    "AZURE_TENANT_ID": "9f0c",
+    "AZURE_FEDERATED_TOKEN_FILE": "/var/run/token",
+}
+KEYLESS = {**{n: t for n, t in SERVICE.items() if n != "GATEWAY_ACCESS_KEY"}, **WORKLOAD}
 REDIS = {"REDIS_URL": "redis://redis.example:6379/0"}
 SOUND: list[tuple[type[BaseModel], dict[str, str]]] = [
     (KafkaSettings, KAFKA),
@@ -43,7 +55,10 @@ SOUND: list[tuple[type[BaseModel], dict[str, str]]] = [
     (RedisSettings, REDIS),
     (TombstoneSettings, {"TOMBSTONE_KEY": SECRET}),
     (GatewaySettings, GATEWAY),
-    (ClientGatewaySettings, {"GATEWAY_CLIENT_URL": "wss://play.example/subscribe"}),
+    (GatewaySettings, SERVICE),
+    (GatewaySettings, KEYLESS),
+    (PlayersGatewaySettings, {**GATEWAY, "GATEWAY_CLIENT_URL": "wss://play.example/subscribe"}),
+    (PlayersGatewaySettings, {**SERVICE, **PLAYERS}),
     (TokenSettings, TOKENS),
 ]
 
@@ -92,12 +107,25 @@ def test_all_that_is_missing_is_named_at_once() -> None:
         (ConsumerSettings, {}, "KAFKA_GROUP_PROTOCOL", "new"),
         (TombstoneSettings, {}, "TOMBSTONE_KEY", "short"),
         (GatewaySettings, GATEWAY, "GATEWAY_KIND", "socketio"),
-        (GatewaySettings, GATEWAY, "GATEWAY_KIND", "web-pubsub"),
+        (GatewaySettings, GATEWAY, "GATEWAY_KIND", "web-pubsub"),  # and no key
+        (GatewaySettings, SERVICE, "GATEWAY_ACCESS_KEY", "short"),
+        (GatewaySettings, SERVICE, "GATEWAY_ACCESS_KEY_SECONDARY", "short"),
+        *((GatewaySettings, SERVICE, "GATEWAY_HUB", wrong) for wrong in ("1a", "a/b", "a b")),
+        *(
+            (GatewaySettings, SERVICE, "GATEWAY_PUBLISH_URL", wrong)
+            for wrong in ("http://cups.webpubsub.azure.com", "https://a/api", "https://a?x=y")
+        ),
+        (GatewaySettings, KEYLESS, "AZURE_TENANT_ID", "a/b"),
+        (GatewaySettings, KEYLESS, "AZURE_AUTHORITY_HOST", "login"),
         *(
             (GatewaySettings, GATEWAY, "GATEWAY_PUBLISH_URL", wrong)
             for wrong in ("gateway", "ws://a", "http://", "http://a:x", "http://[::1", "http://a:0")
         ),
-        (ClientGatewaySettings, {}, "GATEWAY_CLIENT_URL", "https://a"),
+        (PlayersGatewaySettings, GATEWAY, "GATEWAY_CLIENT_URL", "https://a"),
+        *(
+            (PlayersGatewaySettings, SERVICE, "GATEWAY_CLIENT_URL", f"{scheme}://a/client{hub}")
+            for scheme, hub in (("wss", ""), ("wss", "/hubs/other"), ("ws", "/hubs/leaderboard"))
+        ),
         (TokenSettings, TOKENS, "JWKS_URL", "file:///etc/passwd"),
     ],
 )
@@ -105,6 +133,20 @@ def test_each_wrong_variable_is_named(
     model: type[BaseModel], environ: dict[str, str], name: str, wrong: str
 ) -> None:
     assert name in told(model, {**environ, name: wrong})
+
+
+def test_events_are_signed_with_a_key_also_where_an_identity_publishes() -> None:
+    message = told(PlayersGatewaySettings, {**KEYLESS, **PLAYERS})
+    assert message.startswith("GATEWAY_ACCESS_KEY: is missing")
+
+
+def test_keys_of_the_service_are_never_shown() -> None:
+    other = SECRET[::-1]
+    sound = load(GatewaySettings, {**SERVICE, "GATEWAY_ACCESS_KEY_SECONDARY": other})
+    assert sound.keys() == [SECRET, other]
+    assert SECRET not in repr(sound)
+    assert other not in repr(sound)
+    assert SECRET not in told(GatewaySettings, {**SERVICE, "GATEWAY_HUB": "1"})
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ export class Connection {
   #listener;
   #socket = null;
   #way = null;
+  /** Whether the socket was told that it will be closed for good, as "410 Gone" says it. */
+  #isGone = false;
   #connecting = false;
   #openedOnce = false;
   #failures = 0;
@@ -110,6 +112,7 @@ export class Connection {
   #adopt(socket, way) {
     this.#socket = socket;
     this.#way = way;
+    this.#isGone = false;
     this.#openedOnce = true;
     this.#lastHeardMs = Date.now();
     socket.onmessage = (message) => this.#heard(message.data);
@@ -138,7 +141,9 @@ export class Connection {
     } catch {
       return;
     }
-    if (frame?.tournament_id === this.#tournamentId) this.#listener.onFrame(frame);
+    // Azure Web PubSub closes with 1000 and no reason: there a frame says it first.
+    if (frame?.type === "closed") this.#isGone = frame.reason?.startsWith("410") ?? false;
+    else if (frame?.tournament_id === this.#tournamentId) this.#listener.onFrame(frame);
   }
 
   #closed(close) {
@@ -150,7 +155,7 @@ export class Connection {
     }
     // The gateway ends a socket whose own channel was deleted with "410 Gone". At the end of the
     // token that is a renewal that came late; before it, a newer connection has taken our place.
-    const gone = close.code === 1001 && close.reason.startsWith("410");
+    const gone = this.#isGone || (close.code === 1001 && close.reason.startsWith("410"));
     if (gone && Date.now() < this.#way.endsAtMs - CLOCKS_DIFFER_MS) {
       clearTimeout(this.#retry);
       this.#tell("replaced");

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Final
 from urllib.parse import urlsplit
 
+from leaderboard.adapters.gateway_channels import channel_name, frame_length
 from leaderboard.errors import TransientError
 from leaderboard.ports import Frame
 
@@ -25,16 +26,12 @@ WINDOW_FRAMES: Final = 256
 WINDOW_BYTES: Final = 256 * 1024
 """What may be under way unanswered: their answers fit into a socket's buffers, so neither side
 ever waits for the other to read."""
-MAX_FRAME_BYTES: Final = 256 * 1024
 MAX_IDLE: Final = 8
 MAX_HEAD_BYTES: Final = 16 * 1024
 CONNECT_SECONDS: Final = 2.0
 ANSWER_SECONDS: Final = 5.0
 CHECK_SECONDS: Final = 1.0
 
-_CHANNEL: Final = re.compile(
-    r"(?:top|curve|conn)\.[A-Za-z0-9_-]{1,64}|me\.[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{1,64}"
-)
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*\r\n", re.IGNORECASE)
 _LAST: Final = re.compile(rb"\r\nconnection:[ \t]*close[ \t]*\r\n", re.IGNORECASE)
 _OLD_FRAMING: Final = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
@@ -146,7 +143,7 @@ class NchanGateway:
         path = f"POST {self._prefix}/pub/".encode()
         tail = self._tail + b"Content-Length: "
         requests = [
-            b"".join((path, _channel(f.channel), tail, b"%d\r\n\r\n" % _length(f.body), f.body))
+            b"".join((path, _named(f), tail, b"%d\r\n\r\n" % frame_length(f), f.body))
             for f in frames
         ]
         for window in _windows(requests):
@@ -157,7 +154,7 @@ class NchanGateway:
     def close(self, channel: str) -> None:
         """Close every socket that is subscribed to the channel, with all its channels."""
         path = f"DELETE {self._prefix}/pub/".encode()
-        request = path + _channel(channel) + self._tail + b"\r\n"
+        request = path + channel_name(channel).encode() + self._tail + b"\r\n"
         (status,) = self._exchange([request])
         if status not in _DONE and status not in (204, 404):
             raise _refused(status)
@@ -223,16 +220,8 @@ class NchanGateway:
             raise
 
 
-def _channel(name: str) -> bytes:
-    if _CHANNEL.fullmatch(name) is None:
-        raise ValueError(f"no channel has such a name: {name[:80]!r}")
-    return name.encode()
-
-
-def _length(body: bytes) -> int:
-    if len(body) > MAX_FRAME_BYTES:
-        raise ValueError(f"a frame has {MAX_FRAME_BYTES} bytes at most, not {len(body)}")
-    return len(body)
+def _named(frame: Frame) -> bytes:
+    return channel_name(frame.channel).encode()
 
 
 def _windows(requests: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

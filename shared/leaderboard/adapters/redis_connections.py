@@ -97,7 +97,7 @@ class RedisConnections:
         """Make this the player's one connection until it expires; the id of the one before.
 
         Of several at once each learns of the one right before it, so none is forgotten."""
-        value = _lease_of(grant)
+        value = lease_text(grant)
         self._put_due({grant.connection_id: grant.expires_at_ms})
         held = self._swap(grant.tournament_id, grant.player_id, value, grant.expires_at_ms)
         before = self._unexpired(held)
@@ -126,9 +126,9 @@ class RedisConnections:
     def left(self, grant: Grant) -> None:
         """The socket of this grant has ended: it is not due any more, and the player's connection
         no longer, unless another one is by now."""
-        key = _leases_key(grant.tournament_id)
+        key = leases_key(grant.tournament_id)
         with transient():
-            self._client.eval(_SWAP, 1, key, grant.player_id, _lease_of(grant), "", "0")
+            self._client.eval(_SWAP, 1, key, grant.player_id, lease_text(grant), "", "0")
         self.closed([grant.connection_id])
 
     def due(self, now_ms: int, limit: int) -> Sequence[str]:
@@ -187,7 +187,8 @@ def lease_of(value: bytes, now_ms: int) -> str | None:
     return connection_id
 
 
-def _lease_of(grant: Grant) -> str:
+def lease_text(grant: Grant) -> str:
+    """The lease of this grant, as it stands in the hash."""
     return f"{grant.expires_at_ms}:{grant.connection_id}"
 
 

@@ -24,6 +24,7 @@ from leaderboard.adapters.redis_connections import (
     OPENING_MS,
     RedisConnections,
     lease_of,
+    lease_text,
     leases_key,
 )
 from leaderboard.adapters.redis_erasures import RedisErasures, erasure_key
@@ -105,7 +106,7 @@ class RedisEntrance:
             ),
             grant.player_id,
             grant.connection_id,
-            f"{grant.expires_at_ms}:{grant.connection_id}",
+            lease_text(grant),
             grant.expires_at_ms,
             now + OPENING_MS,
             max(grant.expires_at_ms - now, OPENING_MS),
