@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from leaderboard.adapters.nchan_gateway import MAX_FRAME_BYTES
+from leaderboard.adapters.gateway_channels import MAX_FRAME_BYTES
 from leaderboard.stack.access import KAFKA, Acl
 from leaderboard.stack.access_redis import CALLS_OF, users_with_passwords
 from leaderboard.stack.access_sql import OWNER, READS

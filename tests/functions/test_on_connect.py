@@ -24,6 +24,7 @@ from hosting import FUNCTIONS, SETTINGS, Hosted, check_description, hosted
 from leaderboard.adapters import sql_engine
 from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.nchan_gateway import NchanGateway
+from leaderboard.adapters.nchan_pods import NchanPods
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_connections import RedisConnections
@@ -58,7 +59,7 @@ class Scene:
 
     one: Hosted
     url: str
-    gateway: NchanGateway | WebPubSubGateway
+    gateway: NchanPods | WebPubSubGateway
     feed: MemoryFeed
     connections: RedisConnections
     erasures: RedisErasures

@@ -41,7 +41,8 @@ _EXTRA_OF: Final = {
     "leaderboard.adapters.kafka_": "kafka",
     "leaderboard.hosts.kafka": "kafka",
     "leaderboard.adapters.sql_": "sql",
-    "leaderboard.wiring": "sql",
+    "leaderboard.wiring.engine_of": "sql",
+    "leaderboard.wiring.tokens_of": "http",
     "leaderboard.hosts.http": "http",
 }
 _EXTRAS_OF_MODULE: Final = {
@@ -196,7 +197,7 @@ def _image(name: str, container: Manifest) -> Iterator[str]:
 @cache
 def _extras_of(folder: str) -> set[str]:
     text = (ROOT / "functions" / folder / "requirements.txt").read_text("utf-8")
-    found = re.search(r"^\.\[([\w,]+)\]", text, re.MULTILINE)
+    found = re.search(r"^\.\[([\w,-]+)\]", text, re.MULTILINE)
     return set(found[1].split(",")) if found else set()
 
 
@@ -206,7 +207,9 @@ def _extras_needed(function: Function) -> set[str]:
     for path in (ROOT / "functions" / function.folder).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module:
-                needed |= {e for start, e in _EXTRA_OF.items() if node.module.startswith(start)}
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                found = (e for start, e in _EXTRA_OF.items() for n in names if n.startswith(start))
+                needed.update(found)
     return needed
 
 
