@@ -160,10 +160,11 @@ def test_storage_settings_of_migrations_are_those_of_the_code(
             if not migrated:
                 tables.metadata.create_all(engine)
             with engine.connect() as connection:
+                # An upgrade makes the months that come next, too.
                 rows = connection.exec_driver_sql(
                     "SELECT relname, relkind, reloptions, pg_get_partkeydef(oid) FROM pg_class "
                     "WHERE relnamespace = 'public'::regnamespace AND relname <> 'alembic_version' "
-                    "AND relname NOT LIKE 'alembic%%' ORDER BY relname"
+                    "AND relname NOT LIKE 'alembic%%' AND relname !~ '_[0-9]{6}' ORDER BY relname"
                 )
                 found.append([tuple(row) for row in rows])
     assert found[0] == found[1]

@@ -178,6 +178,7 @@ def wanted() -> set[tuple[str, str, int]]:
     places = {
         "KafkaSettings": ("kafka", 9093), "RedisSettings": ("redis", 6379),
         "DatabaseSettings": ("postgres", 5432), "GatewaySettings": ("gateway", 8081),
+        "PlayersGatewaySettings": ("gateway", 8081),
     }  # fmt: skip
     for one in FUNCTIONS:
         text = settings_of(one.name)

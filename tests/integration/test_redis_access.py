@@ -20,7 +20,7 @@ from urllib.parse import quote
 import pytest
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 from redis.retry import Retry
 
 from boards import folded, snapshot_of
@@ -29,6 +29,7 @@ from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import RedisClient, check, connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.adapters.redis_entrance import RedisEntrance
 from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.adapters.redis_progress import RedisProgress
 from leaderboard.model import Offset
@@ -38,6 +39,7 @@ from leaderboard.stack.access_redis import (
     CALLS,
     CALLS_OF,
     Uses,
+    rights_of,
     users_with_passwords,
 )
 from leaderboard.stack.functions import FUNCTIONS
@@ -70,6 +72,7 @@ def stores(client: RedisClient) -> SimpleNamespace:
         progress=RedisProgress(client),
         connections=RedisConnections(client, lambda: START_MS),
         erasures=RedisErasures(client, TOMBSTONE_KEY),
+        entrance=RedisEntrance(client, TOMBSTONE_KEY, lambda: START_MS),
     )
 
 
@@ -146,6 +149,23 @@ def redeems(s: SimpleNamespace, admin: SimpleNamespace) -> None:
     assert s.connections.redeem(admin.connections.issue(grant(), 30)) == grant()
 
 
+def leaves(s: SimpleNamespace, admin: SimpleNamespace) -> None:
+    admin.connections.lease(grant(1))
+    s.connections.left(grant(1))
+
+
+def looks(s: SimpleNamespace, admin: SimpleNamespace) -> None:
+    """As a server that was started anew finds it, too: it knows no script."""
+    admin.client.script_flush()
+    s.entrance.look(T, BOB)
+
+
+def pends(s: SimpleNamespace, admin: SimpleNamespace) -> None:
+    """One that is pending, one that is done and still listed."""
+    admin.client.zadd("erasures-pending", {"er-done": 1})
+    assert s.erasures.pending(10)[0] == 1
+
+
 def puts(s: SimpleNamespace, admin: SimpleNamespace) -> None:
     s.directory.put(Summary(T, admin.board.top(T, 1).terms))
 
@@ -182,15 +202,18 @@ DRIVES: Final[dict[str, Callable[[Any, Any], object]]] = {
     "connections.live": lambda s, a: s.connections.live(T, [ALICE]),
     "connections.due": lambda s, a: s.connections.due(START_MS, 10),
     "connections.closed": lambda s, a: s.connections.closed(["c1"]),
+    "connections.count": lambda s, a: s.connections.count(),
+    "connections.left": leaves,
+    "entrance.look": looks,
+    "entrance.enter": lambda s, a: (s.entrance.enter(grant(1)), s.entrance.enter(grant(2))),
+    "erasures.pending": pends,
 }
 
 
 @contextmanager
 def user_with(admin: redis.Redis, uses: Uses) -> Iterator[None]:
     """A user who may do just this, while it lasts."""
-    keys = [f"~{one}" for one in uses.writes] + [f"%R~{one}" for one in uses.reads]
-    commands = [f"+{one.lower()}" for one in uses.commands]
-    rules = ["reset", "on", f">{PASSWORD}", *keys, *commands]
+    rules = ["reset", "on", f">{PASSWORD}", *uses.rules()]
     ask(admin, "ACL", "SETUSER", "tested", *rules)
     try:
         yield
@@ -214,13 +237,13 @@ def test_call_sends_what_it_is_given_the_right_to(name: str, redis_url: str) -> 
         uses = CALLS[name]
         as_admin = stores(admin)
         as_admin.client = admin
-        with user_with(admin, Uses(uses.commands | ALWAYS, uses.writes, uses.reads)):
+        with user_with(admin, uses | Uses(ALWAYS)):
             sent = run(name, redis_url, as_admin)
     # A connection says who it is: everybody may.
     commands = {words[0].upper() for words in sent} - {"AUTH"}
     assert commands == uses.commands
     words = {word for one in sent for word in one[1:]}
-    for pattern in uses.writes | uses.reads:
+    for pattern in uses.writes | uses.reads | uses.given:
         assert any(fnmatchcase(word, pattern) for word in words), f"{pattern} is never used"
 
 
@@ -245,7 +268,7 @@ def run(name: str, url: str, as_admin: SimpleNamespace) -> list[list[str]]:
 
 # --- the functions' own text ---------------------------------------------------------------------
 
-PORTS: Final = ("board", "directory", "progress", "erasures", "connections")
+PORTS: Final = ("board", "directory", "progress", "erasures", "connections", "entrance")
 SAME: Final = {"board.begin": "board.apply", "board.around": "board.player"}
 JOINED: Final = {
     "reads.top": {"board.top", "directory.find"},
@@ -254,9 +277,17 @@ JOINED: Final = {
     "reads.all": {"directory.all"},
     "reads.find": {"directory.find"},
     "tournaments.find": {"directory.find"},
+    "tournaments.knows": {"directory.find"},
     "tournaments.has_forgotten": set(),
+    "entrance.look": {
+        "entrance.look",
+        "board.is_erased",
+        "connections.holder",
+        "erasures.is_erased",
+    },
+    "entrance.enter": {"entrance.enter", "connections.lease", "erasures.is_erased"},
 }
-"""What reads.py makes of a call to it."""
+"""What reads.py makes of a call to it, and an entrance where the store is a cluster."""
 PURE: Final = {"erasures.id_of"}
 
 
@@ -434,6 +465,22 @@ def test_nobody_does_anything_else(user: str, guarded: GuardedCluster) -> None:
         for words in (*OTHERS[user], *NOBODYS):
             with pytest.raises(NoPermissionError):
                 node.execute_command(*words.split(" "))
+
+
+def test_what_a_script_is_only_given_it_does_not_write(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url, protocol=2) as admin:
+        admin.delete("erasures:x")
+        with user_with(admin, rights_of("on-connect")), as_user(redis_url, "tested") as client:
+            reads = "return redis.call('EXISTS', KEYS[1])"
+            assert client.eval(reads, 1, "erasures:x") == 0
+            for words in (
+                "'HSET', KEYS[1], 'a', 'b'",
+                "'SET', KEYS[1], 'a'",
+                "'ZREM', KEYS[1], 'a'",
+            ):
+                with pytest.raises(ResponseError, match="ACL failure in script"):
+                    client.eval(f"return redis.call({words})", 1, "erasures:x")
+        assert not admin.exists("erasures:x")
 
 
 def test_who_does_not_say_who_they_are_gets_nothing(guarded: GuardedCluster) -> None:

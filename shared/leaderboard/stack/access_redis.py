@@ -21,6 +21,7 @@ _ASIDE: Final = "{*}:aside:*"
 _SOCKETS: Final = "{*}:sockets"
 _DUE: Final = "connections:due"
 _LIST: Final = "tournaments"
+_PENDING: Final = "erasures-pending"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +31,35 @@ class Uses:
     commands: frozenset[str]
     writes: frozenset[str] = frozenset()
     reads: frozenset[str] = frozenset()
+    given: frozenset[str] = frozenset()
+    """Read, by a script that is also given keys to write: a server takes all that a script is
+    given for written. Nothing but a script may be given them so; what it does is still checked."""
 
     def __or__(self, other: Uses) -> Uses:
         writes = self.writes | other.writes
         reads = (self.reads | other.reads) - writes
-        return Uses(self.commands | other.commands, writes, reads)
+        given = (self.given | other.given) - writes
+        return Uses(self.commands | other.commands, writes, reads, given)
+
+    def rules(self) -> list[str]:
+        """As an ACL SETUSER takes them, behind `-@all`."""
+        keys = [f"~{one}" for one in sorted(self.writes)]
+        keys += [f"%R~{one}" for one in sorted(self.reads | self.given)]
+        commands = [f"+{name.lower()}" for name in sorted(self.commands)]
+        if not self.given:
+            return [*keys, *commands]
+        scripts = [f"~{one}" for one in sorted(self.writes | self.given)]
+        return [*keys, *commands, f"({' '.join([*scripts, '+eval', '+evalsha'])})"]
 
 
-def _uses(commands: str, writes: Iterable[str] = (), reads: Iterable[str] = ()) -> Uses:
-    return Uses(frozenset(commands.split()), frozenset(writes), frozenset(reads))
+def _uses(
+    commands: str,
+    writes: Iterable[str] = (),
+    reads: Iterable[str] = (),
+    given: Iterable[str] = (),
+) -> Uses:
+    sets = (frozenset(one) for one in (commands.split(), writes, reads, given))
+    return Uses(*sets)
 
 
 def _of_board(*names: str) -> list[str]:
@@ -75,9 +96,10 @@ CALLS: Final[Mapping[str, Uses]] = {
     "progress.boards": _uses("HGETALL", reads=["progress:*"]),
     "progress.advance": _uses("EVAL HGET HSET", ["progress:*"]),
     "progress.forget": _uses("HDEL", ["progress:*"]),
-    "erasures.begin": _uses("EVAL HGETALL HSET HSETNX", ["erasures:*"]),
+    "erasures.begin": _uses("EVAL HGETALL HSET HSETNX ZADD", ["erasures:*", _PENDING]),
     "erasures.find": _uses("HGETALL", reads=["erasures:*"]),
-    "erasures.mark": _uses("EVAL EXISTS HDEL HGET HGETALL HSET", ["erasures:*"]),
+    "erasures.mark": _uses("EVAL EXISTS HDEL HGET HGETALL HSET ZREM", ["erasures:*", _PENDING]),
+    "erasures.pending": _uses("HGETALL ZCARD ZRANGE ZREM", [_PENDING], ["erasures:*"]),
     "erasures.restore": _uses("EVAL HSETNX", ["erasures:*"]),
     "erasures.is_erased": _uses("EXISTS", reads=["erasures:*"]),
     "connections.issue": _uses("SET", ["ticket:*"]),
@@ -88,6 +110,14 @@ CALLS: Final[Mapping[str, Uses]] = {
     "connections.live": _uses("HMGET", reads=[_SOCKETS]),
     "connections.due": _uses("ZRANGEBYSCORE", reads=[_DUE]),
     "connections.closed": _uses("ZREM", [_DUE]),
+    "connections.count": _uses("ZCARD", reads=[_DUE]),
+    "connections.left": _uses("EVAL HDEL HGET ZREM", [_SOCKETS, _DUE]),
+    "entrance.look": _uses(
+        f"{_READING} EXISTS HGET HMGET", reads=[*_SHOWN, *_of_board("out"), _SOCKETS, "erasures:*"]
+    ),
+    "entrance.enter": _uses(
+        f"{_SCRIPT} EXISTS HGET HSET PEXPIRE PTTL ZADD", [_SOCKETS, _DUE], given=["erasures:*"]
+    ),
 }
 """By port and call; `begin` of a board is `apply`, and `around` is `player`."""
 
@@ -104,14 +134,15 @@ CALLS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "query": _READS,
     "on-connect": (
-        "board.is_erased", "connections.closed", "connections.due", "connections.holder",
-        "connections.issue", "connections.lease", "connections.redeem", "connections.release",
-        "directory.find", "erasures.is_erased",
+        "board.is_erased", "board.top", "connections.closed", "connections.count",
+        "connections.due", "connections.holder", "connections.issue", "connections.lease",
+        "connections.left", "connections.redeem", "connections.release", "directory.find",
+        "entrance.enter", "entrance.look", "erasures.is_erased",
     ),
     "erase": (
         "board.is_erased", "board.is_in", "board.player", "board.top", "connections.holder",
         "connections.release", "directory.all", "directory.find", "erasures.begin",
-        "erasures.find", "erasures.mark",
+        "erasures.find", "erasures.mark", "erasures.pending",
     ),
     "tournament": ("board.top", "directory.all", "directory.find"),
     # Staff with `leaderboard rebuild`.
@@ -136,11 +167,7 @@ def rights_of(user: str) -> Uses:
 
 def rules_of(user: str, password: str) -> str:
     """The rules of an ACL SETUSER; `password` as ACL rules spell one (`>…`, or `#` and a hash)."""
-    rights = rights_of(user)
-    commands = [f"+{name.lower()}" for name in sorted(rights.commands)]
-    keys = [f"~{one}" for one in sorted(rights.writes)]
-    keys += [f"%R~{one}" for one in sorted(rights.reads)]
-    return " ".join(["on", password, *keys, "resetchannels", "-@all", *commands])
+    return " ".join(["on", password, "resetchannels", "-@all", *rights_of(user).rules()])
 
 
 def acl_file(password_of: Mapping[str, str]) -> str:
