@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from json.encoder import encode_basestring
-from operator import attrgetter, ne
 from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -104,7 +103,8 @@ class KafkaFeed:
             return self._confirmed
         self._begin(changes, change_parts, self._deadline(), taken_in_ms)
         telemetry.POSITION_CHANGES.labels("on-wager").inc(len(changes))
-        telemetry.RANK_CHANGES.labels("on-wager").inc(sum(map(ne, *_ranks_of(changes))))
+        moved = [one for one in changes if one.old_rank != one.new_rank]
+        telemetry.RANK_CHANGES.labels("on-wager").inc(len(moved))
         return self._begun
 
     def confirm_changes(self, begun: int) -> None:
@@ -284,11 +284,6 @@ def _make_room(producer: Producer, deadline: float) -> None:
     until = max(deadline - time.monotonic(), 0)
     if producer.flush(until) > 0:
         raise TransientError("Kafka did not make room in time") from None
-
-
-def _ranks_of(changes: Sequence[PositionChange]) -> tuple[Iterable[object], Iterable[object]]:
-    """Old and new ranks, in two rows."""
-    return map(attrgetter("old_rank"), changes), map(attrgetter("new_rank"), changes)
 
 
 def _parts_of(record: Record) -> Parts:
