@@ -473,13 +473,10 @@ def test_what_a_script_is_only_given_it_does_not_write(redis_url: str) -> None:
         with user_with(admin, rights_of("on-connect")), as_user(redis_url, "tested") as client:
             reads = "return redis.call('EXISTS', KEYS[1])"
             assert client.eval(reads, 1, "erasures:x") == 0
-            for words in (
-                "'HSET', KEYS[1], 'a', 'b'",
-                "'SET', KEYS[1], 'a'",
-                "'ZREM', KEYS[1], 'a'",
-            ):
-                with pytest.raises(ResponseError, match="ACL failure in script"):
-                    client.eval(f"return redis.call({words})", 1, "erasures:x")
+            for command in ("HSET", "SET", "ZADD"):
+                writes = f"return redis.call('{command}', KEYS[1], '1', '1')"
+                with pytest.raises(ResponseError, match="can't (access|run)"):
+                    client.eval(writes, 1, "erasures:x")
         assert not admin.exists("erasures:x")
 
 
