@@ -29,3 +29,15 @@ if cli -h "${1%:*}" -p "${1##*:}" cluster info | grep -q '^cluster_state:ok'; th
 fi
 # shellcheck disable=SC2086  # a list
 cli --cluster create $places --cluster-replicas "$REPLICAS" --cluster-yes
+# All have to know it before anybody is sent there.
+for node in "$@"; do
+  tries=0
+  until cli -h "${node%:*}" -p "${node##*:}" cluster info | grep -q '^cluster_state:ok'; do
+    tries=$((tries + 1))
+    if [ "$tries" -ge "${TRIES:-120}" ]; then
+      echo "redis: $node does not find the cluster whole" >&2
+      exit 1
+    fi
+    sleep 1
+  done
+done
