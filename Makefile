@@ -18,7 +18,13 @@ SEED ?=
 ONLY ?=
 RUNS ?= 5
 SMALL ?=
-BASE ?= HEAD
+BASE ?=
+FUNCTION ?=
+DOCKER ?= docker
+IMAGES := $(if $(FUNCTION),$(FUNCTION),archive erase on-connect on-rank-change on-wager query tournament tools)
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+# Of the commit: the same tree gives the same layers.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
 .PHONY: help
 help: ## List these targets.
@@ -52,8 +58,37 @@ bench: $(STAMP) kafka ## Every figure beside its rivals (ONLY=, RUNS=, SMALL=1);
 
 .PHONY: bench-compare
 bench-compare: $(STAMP) kafka ## This tree against another commit, in turns (BASE=, ONLY=, RUNS=).
-	@PYTHONPATH=tests $(BIN)/python -m bench.compare --base "$(BASE)" --runs $(RUNS) \
+	@PYTHONPATH=tests $(BIN)/python -m bench.compare --base "$(or $(BASE),HEAD)" --runs $(RUNS) \
 		$(if $(SMALL),--small) $(if $(ONLY),--only "$(ONLY)")
+
+.PHONY: images
+images: ## Images of all functions, or one (BASE=image@sha256:… is wanted, FUNCTION=, DOCKER=podman).
+	@functions/pinned "$(BASE)" "$(DOCKER)"
+	@for name in $(IMAGES); do \
+		echo "leaderboard/$$name:$(VERSION)"; \
+		$(DOCKER) build -q --network host -f functions/Dockerfile -t "leaderboard/$$name:$(VERSION)" \
+			--build-arg BASE="$(BASE)" --build-arg FUNCTION="$$name" --build-arg VERSION="$(VERSION)" \
+			--build-arg SOURCE_DATE_EPOCH="$(SOURCE_DATE_EPOCH)" $(BUILD_ARGS) .; \
+	done
+
+.PHONY: images-check
+images-check: $(STAMP) kafka ## Run every image against a local stack: ready in time, confined, at work.
+	@PYTHONPATH=tests $(BIN)/python -m images --docker "$(DOCKER)" --version "$(VERSION)" $(IMAGES)
+
+.PHONY: sbom
+sbom: $(STAMP) ## Bills of materials (CycloneDX 1.6) of all images, or one, from the lock, into build/sbom.
+	@mkdir -p build/sbom
+	@for name in $(IMAGES); do \
+		$(BIN)/python functions/locked.py "$$name" > "build/sbom/$$name.txt"; \
+		$(BIN)/cyclonedx-py requirements "build/sbom/$$name.txt" --pyproject pyproject.toml --sv 1.6 \
+			--output-reproducible --of JSON -o "build/sbom/$$name.cdx.json"; \
+		rm "build/sbom/$$name.txt"; echo "build/sbom/$$name.cdx.json"; \
+	done
+
+.PHONY: lock
+lock: $(STAMP) ## Make requirements.lock anew from pyproject.toml; keeps the versions that still fit.
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes \
+		--no-header -q -o requirements.lock
 
 .PHONY: check
 check: $(STAMP) ## Style, types, generated files: verifies, changes nothing.
