@@ -371,10 +371,12 @@ def test_board_that_is_away_leaves_it_to_the_record(scene: Scene, redis_url: str
     assert scene.post(scene.token("bob")).status_code == 503
 
 
+@pytest.mark.parametrize("scene", gateways.WITH_NCHAN_S_SURFACE, indirect=True)
 def test_store_is_asked_five_times_until_a_player_is_in(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Most of what a connection costs is the way to the store and back."""
+    """Most of what a connection costs is the way to the store and back. (Web PubSub tells when a
+    socket is open and when it ends: the top is read then, and the lease given back.)"""
     sent: list[str] = []
     send: Any = AbstractConnection.send_packed_command
 
