@@ -10,7 +10,7 @@ from typing import Any, Final
 from leaderboard.stack import access_sql
 from leaderboard.stack.access import KAFKA, KafkaRights
 from leaderboard.stack.access_redis import acl_file, users_with_passwords
-from leaderboard.stack.nginx import cluster_config
+from leaderboard.stack.nginx import cluster_config, compose_config
 from leaderboard.stack.topics import (
     PRODUCTION_IN_SYNC,
     PRODUCTION_PARTITIONS,
@@ -133,6 +133,7 @@ _FILES: Final[Mapping[str, Callable[[], str]]] = {
     "kafka/base/users.yaml": _users,
     "redis/base/users.acl": _redis_users,
     "gateway/base/nginx.conf": cluster_config,
+    "../compose/nginx.conf": compose_config,
     "postgres/roles.sql": lambda: _sql(access_sql.roles()),
     "postgres/grants.sql": lambda: _sql(access_sql.grants()),
 }

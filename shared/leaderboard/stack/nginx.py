@@ -207,6 +207,23 @@ class NginxServer:
 def cluster_config() -> str:
     """The configuration of a pod: TLS, production's limits, functions by their names."""
     local = "leaderboard.svc.cluster.local"
+    return _container_config(
+        "8443 ssl",
+        "8081",
+        backends(f"http://on-connect.{local}/internal/authorize", f"http://query.{local}"),
+        Limits(),
+    )
+
+
+def compose_config() -> str:
+    """The configuration of the local stack in containers, at the addresses of its own."""
+    functions = backends(f"http://{LOOPBACK}:8401/internal/authorize", f"http://{LOOPBACK}:8400")
+    return _container_config(f"{LOOPBACK}:8408", f"{LOOPBACK}:8409", functions, LAPTOP_LIMITS)
+
+
+def _container_config(
+    public: str, publish: str, functions: Mapping[str, str], limits: Limits
+) -> str:
     return render(
         {
             "NCHAN_MODULE": f"{MODULE_FOLDERS[0]}/{MODULE_NAME}",
@@ -219,10 +236,10 @@ def cluster_config() -> str:
             "ACCESS_LOG": "/dev/stdout attempts",
             "MESSAGE_MEMORY": "128M",
             "DRAIN_SECONDS": DRAIN_SECONDS,
-            "PUBLIC_LISTEN": "8443 ssl",
-            "PUBLISH_LISTEN": "8081",
-            **backends(f"http://on-connect.{local}/internal/authorize", f"http://query.{local}"),
-            **Limits().values(),
+            "PUBLIC_LISTEN": public,
+            "PUBLISH_LISTEN": publish,
+            **functions,
+            **limits.values(),
             "PING_SECONDS": PING_SECONDS,
             "SOCKET_SECONDS": SOCKET_SECONDS,
             "FRAME_BYTES": f"{FRAME_KIB}k",
