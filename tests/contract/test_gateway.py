@@ -7,7 +7,7 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,24 @@ from sockets import Players, PlayerSocket, players
 
 __all__ = ["players"]
 _numbers = itertools.count(1)
-over_nchan_s_surface = pytest.mark.parametrize("scene", WITH_NCHAN_S_SURFACE, indirect=True)
+
+
+def one_pod(server: RunningGateway) -> NchanGateway:
+    """A publisher to this address alone."""
+    return NchanGateway(server.publish_url)
+
+
+def told(one: tuple[str, Callable[[RunningGateway], Any]]) -> str:
+    return f"{one[0]}, {one[1].__name__}"
+
+
+ONE_POD = [(kind, one_pod) for kind in WITH_NCHAN_S_SURFACE]
+over_nchan_s_surface = pytest.mark.parametrize(
+    "scene",
+    [*((kind, gateways.publisher) for kind in WITH_NCHAN_S_SURFACE), *ONE_POD],
+    ids=told,
+    indirect=True,
+)
 """What Web PubSub has no counterpart of, or what is Microsoft's to keep."""
 
 
@@ -65,18 +82,10 @@ class Scene:
         return self.players.connect(self.url(channels))
 
 
-def one_pod(server: RunningGateway) -> NchanGateway:
-    """A publisher to this address alone."""
-    return NchanGateway(server.publish_url)
-
-
 @pytest.fixture(
     scope="module",
-    params=[
-        *((kind, gateways.publisher) for kind in gateways.KINDS),
-        *((kind, one_pod) for kind in WITH_NCHAN_S_SURFACE),
-    ],
-    ids=lambda one: f"{one[0]}, {one[1].__name__}",
+    params=[*((kind, gateways.publisher) for kind in gateways.KINDS), *ONE_POD],
+    ids=told,
 )
 def scene(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, players: Players

@@ -297,9 +297,10 @@ class World:
             connections=None,
             tournaments=Tournaments(lambda: self.directory, lambda: port(self.record, "record")),
             entrance=StepwiseEntrance(self.erasures, self.board, self.connections),
+            board=self.board,
             feed=self.feed,
             gateway=self.gateway,
-            client_url="",
+            way_in=str,
         )
 
     def _wagers(self) -> Any:

@@ -218,7 +218,7 @@ class KafkaHost:
         """Begin a batch, or work it off; when it is not ours to end, not at all."""
         place = batch.place
         telemetry.BATCH_SIZE.labels(self._name).observe(len(batch.records))
-        age_seconds = time.time() - batch.records[0].timestamp_ms / 1000
+        age_seconds = time.time_ns() / 1e9 - batch.records[0].timestamp_ms / 1000
         telemetry.BATCH_AGE.labels(self._name).observe(max(age_seconds, 0.0))
         try:
             # Before anything of it has an effect: a topic that can't be read stays as it is.
