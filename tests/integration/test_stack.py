@@ -137,7 +137,7 @@ def test_taken_port_is_named_with_the_setting_that_moves_it(tmp_path: Path, sett
 
 @pytest.mark.parametrize("setting", [*SERVER_PORTS, *(f.port_setting for f in FUNCTIONS)])
 def test_port_that_is_none_is_refused(tmp_path: Path, setting: str) -> None:
-    done = command(["stack", "--free-ports"], tmp_path, {setting: "eighty"})
+    done = command(["stack", "--free-ports", "--traces"], tmp_path, {setting: "eighty"})
     assert done.returncode == 2
     assert f"{setting}: 'eighty' is no port" in done.stderr
 
