@@ -292,6 +292,10 @@ class Consumer:
             found.append(message)
         return found
 
+    def get_watermark_offsets(self, partition: TopicPartition, *, cached: bool) -> tuple[int, int]:
+        log = self._cluster.logs[Place(partition.topic, partition.partition)]
+        return log.low, log.end
+
     def _next(self) -> _Message | None:
         if self.budget <= 0:
             return None

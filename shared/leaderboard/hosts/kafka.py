@@ -196,6 +196,7 @@ class KafkaHost:
         gather = 0.0 if timeout == 0.0 else min(wanted, self._next_at - time.monotonic())
         received = self._group.receive(timeout, limit, gather)
         is_pressed = received >= limit
+        self._group.look_at_ends()
         if received:
             self._next_at = time.monotonic() + self._spacing_seconds
         if fresh := self._group.fresh():

@@ -60,6 +60,7 @@ class Membership:
         self._config = {**config, "on_commit": self._on_commit}
         self._consumer = Consumer(self._config)
         self._rejoin_at = math.inf
+        self._ends: dict[Place, int] = {}
         self._given_up: list[Consumer] = []
         """Closing in threads of their own; what they still tell is not about us."""
         self._ours: dict[tuple[str | None, int | None], Place] = {}
@@ -101,6 +102,7 @@ class Membership:
 
     def leave(self) -> None:
         """Commit what is done and give all partitions back."""
+        self._ends = {}
         self.commit(now=True)
         self._consumer.close()
 
@@ -189,17 +191,28 @@ class Membership:
         return place in self._next
 
     def lag(self, topic: str) -> int:
-        """How many records of the topic's owned partitions are not done, as far as this client has
-        heard. Asks nobody. From any thread."""
-        found = 0
-        for place, done in self._next.copy().items():
-            if place.topic == topic:
-                # Of one that it has not begun to fetch it knows nothing; closed it knows none.
-                with suppress(KafkaException, RuntimeError):
-                    asked = TopicPartition(*place)
-                    _, high = self._consumer.get_watermark_offsets(asked, cached=True)
-                    found += max(high - done, 0)
-        return found
+        """How many records of the topic's owned partitions are not done, of those that were there
+        when `look_at_ends` looked last. From any thread."""
+        ends = self._ends
+        done = self._next.copy()
+        return sum(
+            max(end - done.get(place, end), 0)
+            for place, end in ends.items()
+            if place.topic == topic
+        )
+
+    def look_at_ends(self) -> None:
+        """See how far the owned partitions reach, as this client has heard; asks nobody.
+
+        Never beside `poll`: the client then waits for a lock of its own with Python's in its hand,
+        and nothing goes on any more."""
+        ends: dict[Place, int] = {}
+        for place in self._next:
+            # Of one that it has not begun to fetch it knows nothing.
+            with suppress(KafkaException):
+                asked = TopicPartition(*place)
+                ends[place] = self._consumer.get_watermark_offsets(asked, cached=True)[1]
+        self._ends = ends
 
     def committed(self, place: Place) -> Offset | None:
         """Where the group stands. Raises TransientError."""
