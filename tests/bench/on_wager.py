@@ -164,8 +164,10 @@ def spread_out(seed: int, tournaments: int, wagers: int, players: int, processes
 def _shares(admin: AdminClient) -> list[int]:
     """How many partitions each member of the group has; empty while it rebalances."""
     try:
-        group = admin.describe_consumer_groups(["on-wager"])["on-wager"].result()
-    except KafkaException:  # a broker that has just started knows no groups yet
+        # A broker that has just started knows no groups yet, and may keep the question for long.
+        told = admin.describe_consumer_groups(["on-wager"], request_timeout=2)
+        group = told["on-wager"].result()
+    except KafkaException:
         return []
     if group.state is not ConsumerGroupState.STABLE:
         return []
