@@ -48,6 +48,9 @@ PATIENT = {"KAFKA_SESSION_TIMEOUT_MS": "20000"}
 rebalance with a heartbeat, a third of this apart.)"""
 
 
+ANSWER_SECONDS = 5
+
+
 def one_tournament(bench: Bench) -> None:
     """(a) One process, one tournament, 100,000 players, Zipf play."""
     wagers, players = bench.size(200_000, 2_000), bench.size(PLAYERS, 1_000)
@@ -129,10 +132,8 @@ def spread_out(seed: int, tournaments: int, wagers: int, players: int, processes
                 for number in range(processes)
             ]
             # Who owns what is settled before the clock runs, and the standings are there.
-            admin = AdminClient(
-                {"bootstrap.servers": given.kafka.bootstrap_servers, "log_level": QUIET}
-            )
-            wait_for(lambda: _shares(admin) == [PARTITIONS // processes] * processes, 120)
+            servers_of = given.kafka.bootstrap_servers
+            wait_for(lambda: _shares(servers_of) == [PARTITIONS // processes] * processes, 120)
             for number, name in enumerate(names):
                 opening = play(seed, 0, players, name)
                 log.write(opening, partition=number % PARTITIONS)
@@ -152,8 +153,10 @@ def spread_out(seed: int, tournaments: int, wagers: int, players: int, processes
             seconds = time.perf_counter() - started
             usage = meter.read()
             # A broker that is busy may answer late.
-            wait_for(lambda: bool(_shares(admin)), 30)
-            assert _shares(admin) == [PARTITIONS // processes] * processes, "the group has moved"
+            wait_for(lambda: bool(_shares(servers_of)), 30)
+            assert _shares(servers_of) == [PARTITIONS // processes] * processes, (
+                "the group has moved"
+            )
         board = RedisBoard(connect(given.redis.url))
         for name in names[:: max(tournaments // 10, 1)]:
             assert_equal(board, list(log.of(name)), name)
@@ -161,13 +164,15 @@ def spread_out(seed: int, tournaments: int, wagers: int, players: int, processes
     return Measured(total / seconds, {**more, "boards_equal_oracle": True}, usage)
 
 
-def _shares(admin: AdminClient) -> list[int]:
-    """How many partitions each member of the group has; empty while it rebalances."""
+def _shares(bootstrap_servers: str) -> list[int]:
+    """How many partitions each member of the group has; empty while it rebalances. A client of its
+    own for each question: one that asked too early may wait for its answer for long."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": QUIET})
     try:
         # A broker that has just started knows no groups yet, and may keep the question for long.
         told = admin.describe_consumer_groups(["on-wager"], request_timeout=2)
-        group = told["on-wager"].result()
-    except KafkaException:
+        group = told["on-wager"].result(ANSWER_SECONDS)
+    except (KafkaException, TimeoutError):
         return []
     if group.state is not ConsumerGroupState.STABLE:
         return []
