@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -124,6 +125,22 @@ def test_pending_requests_are_listed_the_oldest_first(client: RedisClient) -> No
     client.zadd("erasures-pending", {alice.erasure_id: 1000})
     assert erasures.pending(10) == (1, [bob])
     assert not erasures.is_erased(PlayerId("carol"))
+
+
+def test_a_look_between_the_two_calls_of_a_request_does_not_lose_it(
+    client: RedisClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    erasures, other = RedisErasures(client, TOMBSTONE_KEY), RedisErasures(client, TOMBSTONE_KEY)
+    real = client.eval
+
+    def looked_at_before(*args: Any) -> Any:
+        monkeypatch.undo()
+        assert other.pending(10) == (0, [])
+        return real(*args)
+
+    monkeypatch.setattr(client, "eval", looked_at_before)
+    alice = erasures.begin(ALICE, 1000)
+    assert erasures.pending(10) == (1, [alice])
 
 
 def test_unknown_erasure_is_not_made_by_marking_it(client: RedisClient) -> None:

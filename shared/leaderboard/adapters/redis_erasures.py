@@ -4,7 +4,8 @@ The hash lives for ever, because a player stays erased; the player's id stands i
 a place is pending. Nobody can tell from its name whom it is about without the key.
 
 `erasures-pending` lists the requests that are not done, by the time of the request. It may name one
-that is done (a crash between two calls), never miss one that is pending.
+that is done (a crash between two calls), and miss one that was opened again in the moment in which
+it was found done: whoever asks for that one goes on with it.
 """
 
 from __future__ import annotations
@@ -69,6 +70,9 @@ class RedisErasures:
         with transient():
             self._client.zadd(_PENDING, {erasure_id: now_ms}, nx=True)
             rows = self._client.eval(_BEGIN, 1, erasure_key(erasure_id), player_id, str(now_ms))
+            # Before, so that a crash leaves none out; again, for `pending` drops a name that has no
+            # request yet.
+            self._client.zadd(_PENDING, {erasure_id: now_ms}, nx=True)
         return _erasure(erasure_id, rows)
 
     def find(self, erasure_id: str) -> Erasure | None:

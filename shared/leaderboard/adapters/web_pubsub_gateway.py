@@ -193,7 +193,7 @@ class WebPubSubGateway:
             if answer.status_code not in _BUSY:
                 raise _refused(answer.status_code)
             told = _retry_after(answer.headers.get("Retry-After"))
-            self._hold(told if told is not None else wait * random.uniform(0.5, 1))  # noqa: S311
+            self._hold(told if told is not None else wait * random.uniform(0.5, 1))  # noqa: S311 - no secret
             wait *= 2
             if time.monotonic() >= until:
                 raise TransientError(f"the gateway answered {answer.status_code}")
