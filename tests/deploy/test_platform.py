@@ -239,7 +239,7 @@ def test_gateways_pod_fits_its_configuration() -> None:
     assert f"listen {ports['publish']};" in config
     assert FRAME_KIB * 1024 == MAX_FRAME_BYTES
     mounts = {one["mountPath"] for one in container["volumeMounts"]}
-    assert mounts == {"/etc/gateway", "/tls", "/run/nginx"}
+    assert mounts == {"/etc/gateway", "/tls", "/run/nginx", "/var/lib/nginx"}
     tls = (PLATFORM / "gateway/base/tls.conf").read_text("utf-8")
     assert "ssl_protocols TLSv1.3;" in tls
     assert "/tls/tls.crt" in tls
