@@ -34,7 +34,7 @@ from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.errors import NotFoundError, TransientError
 from leaderboard.events import GDPR_EVENTS, WAGERS, Event, Id, PlayerErased, format_time_ms
-from leaderboard.frames import top_frame
+from leaderboard.frames import PARTS, for_part, top_frame
 from leaderboard.guard import Guard
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import Answer, Call, HttpApp, ProblemError, Route
@@ -372,7 +372,8 @@ def _show_anew(view: BoardView | None, ports: Ports) -> None:
     """The gateway keeps the last `top` for who comes next, also for a day after the board was
     let go; nobody else renews that of a tournament that is over."""
     if view is not None:
-        ports.gateway.publish([top_frame(view)])
+        frame = top_frame(view)
+        ports.gateway.publish([for_part(frame, part) for part in range(PARTS)])
 
 
 def _boards_pending(erasure: Erasure) -> list[str]:

@@ -46,7 +46,7 @@ from leaderboard.errors import (
     UnauthenticatedError,
 )
 from leaderboard.events import CONNECTIONS, ConnectionDecided, Event, format_time_ms
-from leaderboard.frames import top_frame
+from leaderboard.frames import for_part, in_part, part_of, top_frame
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import ANY_ROLE, Answer, Call, HttpApp, Route
 from leaderboard.hosts.repeating import Repeating
@@ -156,14 +156,27 @@ def authorize(call: Call, ports: Ports) -> Answer:
     # The gateway sets the first element; proxies between it and us append theirs.
     told = call.headers.get("X-Forwarded-For", "").partition(",")[0].strip()
     attempt = Attempt(told or call.address, call.headers.get("User-Agent", ""))
-    grant = admitted(call.headers.get("X-Ticket", ""), attempt, ports)
-    if grant is None:
+    entry = admitted(call.headers.get("X-Ticket", ""), attempt, ports)
+    if entry is None:
         return Answer({"allowed": False}, status=403)
-    channels = ",".join(_channels(grant))
+    channels = ",".join(entry.channels())
     return Answer(headers={"X-Accel-Redirect": "/subscribe", "X-Channels": channels})
 
 
-def admitted(ticket: str, attempt: Attempt, ports: Ports) -> Grant | None:
+@dataclass(frozen=True)
+class Entry:
+    """A player who was let in, and the part of the tournament's sockets that theirs is in."""
+
+    grant: Grant
+    part: int
+
+    def channels(self) -> list[str]:
+        """Those of the socket. The last one is its own: two sockets with one and the same list end
+        Nchan's worker."""
+        return [*_shown_channels(self.grant, self.part), f"conn.{self.grant.connection_id}"]
+
+
+def admitted(ticket: str, attempt: Attempt, ports: Ports) -> Entry | None:
     """Who gets in with this ticket, with the lease; None where it was refused. Both are recorded;
     the client is told nothing about why."""
     grant = ports.connections.redeem(ticket)
@@ -197,7 +210,21 @@ def admitted(ticket: str, attempt: Attempt, ports: Ports) -> Grant | None:
         attempt.player_id = None
         attempt.record(ports, "player_erased")
         return None
-    return grant
+    entry = Entry(grant, part_of(entered.sockets))
+    if entry.part and part_of(entered.sockets - 1) != entry.part:
+        _open_part(entry, ports)
+    return entry
+
+
+def _open_part(entry: Entry, ports: Ports) -> None:
+    """Put the top where the first socket of a part finds it: where nothing happens it would come
+    in seconds only."""
+    try:
+        view = ports.board.top(entry.grant.tournament_id, TOP_VISIBLE)
+        if view is not None:
+            ports.gateway.publish([for_part(top_frame(view), entry.part)])
+    except TransientError as error:
+        logger.warning("a part begins without the top", extra=telemetry.fields(error=str(error)))
 
 
 # --- Azure Web PubSub asks and tells -----------------------------------------------------------
@@ -207,10 +234,10 @@ def service_event(call: Call, ports: Ports, events: WebPubSubEvents) -> Answer:
     """What the service asks (`connect`) and tells of sockets. Only it can sign that."""
     event = events.read(call.headers, call.raw_body)
     if isinstance(event, Connecting):
-        grant = admitted(event.ticket, Attempt(event.address, event.user_agent), ports)
-        if grant is None:
+        entry = admitted(event.ticket, Attempt(event.address, event.user_agent), ports)
+        if entry is None:
             return Answer({"allowed": False}, status=403)
-        body, headers = admission(grant, _channels(grant))
+        body, headers = admission(entry.grant, entry.channels())
         return Answer(body, headers=headers)
     if isinstance(event, Connected):
         greet(event.grant, ports)
@@ -241,18 +268,13 @@ def is_forgotten(seen: Sight, ports: Ports) -> bool:
     return ports.tournaments.has_forgotten(seen.erasure_id)
 
 
-def _shown_channels(grant: Grant) -> list[str]:
+def _shown_channels(grant: Grant, part: int = 0) -> list[str]:
     tournament_id = grant.tournament_id
     return [
-        f"top.{tournament_id}",
+        in_part(f"top.{tournament_id}", part),
         f"me.{tournament_id}.{grant.player_id}",
-        f"curve.{tournament_id}",
+        in_part(f"curve.{tournament_id}", part),
     ]
-
-
-def _channels(grant: Grant) -> list[str]:
-    # The last one is this socket's own: two sockets with one and the same list end Nchan's worker.
-    return [*_shown_channels(grant), f"conn.{grant.connection_id}"]
 
 
 def _asked_for(call: Call, tournament_id: TournamentId) -> Attempt:

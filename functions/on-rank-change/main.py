@@ -1,7 +1,8 @@
 """on-rank-change: what someone can see, brought to their screens.
 
 From `position-changes` to the gateway. A `position` frame goes to each player who moved and has
-a live socket; a `top` frame, the top 100 as the board has it, goes to everyone. Both are coalesced
+a live socket; a `top` frame, the top 100 as the board has it, goes to everyone. Thousands get
+theirs one part after the other, for the gateway does nothing else meanwhile. Both are coalesced
 (a later frame makes the one before needless), so their number does not grow with the wagers; and
 `top` comes again every five seconds, so that who missed a frame is level again.
 
@@ -29,8 +30,10 @@ from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.errors import SettingsError
 from leaderboard.events import POSITION_CHANGES, PositionChanged
 from leaderboard.frames import (
+    PARTS,
     curve_frame,
     curve_ranks,
+    for_part,
     position_frame,
     top_frame,
     tournament_frame,
@@ -40,7 +43,7 @@ from leaderboard.hosts.kafka import Assignment, Batch, InOneStep, KafkaHost, Ref
 from leaderboard.hosts.tracing import tracing_of
 from leaderboard.model import TOP_VISIBLE, Offset, Place, PlayerId, State, TournamentId
 from leaderboard.partitioning import partition_of
-from leaderboard.ports import Board, Connections, Directory, Gateway
+from leaderboard.ports import Board, BoardView, Connections, Directory, Frame, Gateway
 from leaderboard.settings import (
     ConsumerSettings,
     GatewaySettings,
@@ -95,6 +98,12 @@ class _Watched:
     moved_since: Offset | None = None
     top_since: Offset | None = None
     """The first input that no `top` frame covers yet."""
+    parts: int = 1
+    """In how many parts the sockets are."""
+    part: int = 0
+    """Whose turn it is in the round of `top` frames that is under way; 0: none is."""
+    round_since: Offset | None = None
+    """The first input that the round covers, and not everyone was shown yet."""
     sequence: int = -1
     positions_at: float = -math.inf
     top_at: float = -math.inf
@@ -103,9 +112,25 @@ class _Watched:
     moved_times: Times = NEVER
     """Of the oldest wager that no `position` frame shows yet."""
     top_times: Times = NEVER
+    round_times: Times = NEVER
     has_new_curve: bool = False
     curve_at: float = -math.inf
+    curve_left: list[Frame] = field(default_factory=list)
+    """Of the curve that is going round: the frames of the parts that wait for it."""
     state: State | None = None
+
+    def top_due(self) -> float:
+        """When the next `top` frame goes out, if nothing new happens."""
+        if self.part:
+            return self.top_at + self.part * TOP_SECONDS / self.parts
+        return self.top_at + (AGAIN_SECONDS if self.top_since is None else TOP_SECONDS)
+
+    def curve_due(self) -> float:
+        """When the next `curve` frame goes out; never without something new."""
+        if self.curve_left:
+            gone = self.parts - len(self.curve_left)
+            return self.curve_at + gone * CURVE_SECONDS / self.parts
+        return self.curve_at + CURVE_SECONDS if self.has_new_curve else math.inf
 
 
 class OnRankChange(InOneStep):
@@ -173,7 +198,7 @@ class OnRankChange(InOneStep):
             since
             for watched in self._watched.values()
             if watched.place == place
-            for since in (watched.moved_since, watched.top_since)
+            for since in (watched.moved_since, watched.top_since, watched.round_since)
             if since is not None
         ]
         return min(open_since, default=next_offset)
@@ -186,17 +211,13 @@ class OnRankChange(InOneStep):
         for tournament_id, watched in list(self._watched.items()):
             if watched.moved and now >= watched.positions_at + POSITION_SECONDS:
                 self._send_positions(tournament_id, watched, now)
-            again = AGAIN_SECONDS if watched.top_since is None else TOP_SECONDS
-            if now >= watched.top_at + again:
+            if now >= watched.top_due():
                 self._send_top(tournament_id, watched, now)
-            if watched.has_new_curve and now >= watched.curve_at + CURVE_SECONDS:
+            if now >= watched.curve_due():
                 self._send_curve(tournament_id, watched, now)
-            if watched.has_new_curve:
-                wanted = min(wanted, watched.curve_at + CURVE_SECONDS - now)
             if watched.moved:
                 wanted = min(wanted, watched.positions_at + POSITION_SECONDS - now)
-            again = AGAIN_SECONDS if watched.top_since is None else TOP_SECONDS
-            wanted = min(wanted, watched.top_at + again - now)
+            wanted = min(wanted, watched.top_due() - now, watched.curve_due() - now)
         return max(wanted, 0.0)
 
     def _look_around(self, now: float) -> None:
@@ -234,44 +255,77 @@ class OnRankChange(InOneStep):
         watched.positions_at = now
 
     def _send_top(self, tournament_id: TournamentId, watched: _Watched, now: float) -> None:
+        """To the part whose turn it is. A new state goes to all at once, first, because the
+        gateway keeps only the last frame for new subscribers."""
         view = self._board.top(tournament_id, TOP_VISIBLE)
+        if watched.part == 0 and self._connections.is_spread(tournament_id):
+            # The later parts have no curve yet, and get none where nothing happens.
+            watched.has_new_curve |= watched.parts == 1
+            watched.parts = PARTS
+        part, upto = watched.part, watched.part + 1
         if view is not None:
             frames = [top_frame(view)]
             if view.terms.state is not watched.state:
-                # First, because the gateway keeps only the last frame for new subscribers.
                 frames.insert(0, tournament_frame(view))
-            self._gateway.publish(frames)
+                part, upto = 0, watched.parts
+            self._gateway.publish(
+                [for_part(frame, one) for one in range(part, upto) for frame in frames]
+            )
+            watched.state = view.terms.state
+        if part == 0:
+            # Each part's frame covers what had happened when the round began, and more.
+            watched.top_at = now
+            watched.round_since, watched.round_times = watched.top_since, watched.top_times
+            watched.top_since = None
+        watched.part = upto
+        if view is None or upto == watched.parts:
+            self._end_round(tournament_id, watched, view)
+
+    def _end_round(
+        self, tournament_id: TournamentId, watched: _Watched, view: BoardView | None
+    ) -> None:
+        """Everyone has been shown the top, or there is none any more."""
+        if view is not None:
             telemetry.FRAMES.labels("top").inc()
             telemetry.TOURNAMENT_FRAMES.labels(tournament_id, "top").inc()
             telemetry.TOURNAMENT_PLAYERS.labels(tournament_id).set(view.players)
             telemetry.TOURNAMENT_SEQUENCE.labels(tournament_id).set(view.sequence)
-            if watched.top_since is not None:
-                watched.top_times.pushed(tournament_id, "top", self._now_ms())
-            watched.state = view.terms.state
+            if watched.round_since is not None:
+                watched.round_times.pushed(tournament_id, "top", self._now_ms())
             shown = (view.sequence, view.players)
             watched.has_new_curve |= shown != watched.shown
             watched.shown = shown
-        watched.top_since = None
-        watched.top_at = now
+        watched.part, watched.round_since = 0, None
         if watched.moved:
             return
         if view is None:
             # Let go, or lost: where it comes back the list says so, and it is watched anew.
             self._let_go(tournament_id)
-        elif view.terms.state in OVER:
-            if watched.has_new_curve:
-                self._send_curve(tournament_id, watched, now)
+        elif view.terms.state in OVER and watched.top_since is None:
+            if watched.has_new_curve or watched.curve_left:
+                self._send_curve(tournament_id, watched, self._clock(), to_all=True)
             self._over.add(tournament_id)
             self._let_go(tournament_id)
 
-    def _send_curve(self, tournament_id: TournamentId, watched: _Watched, now: float) -> None:
-        curve = self._board.scores_at(tournament_id, curve_ranks(watched.shown[1]))
-        if curve is not None and curve.points:
-            self._gateway.publish([curve_frame(curve)])
+    def _send_curve(
+        self, tournament_id: TournamentId, watched: _Watched, now: float, *, to_all: bool = False
+    ) -> None:
+        """The curve as it is now to the first part, or the one that is going round to the next."""
+        if to_all or not watched.curve_left:
+            curve = self._board.scores_at(tournament_id, curve_ranks(watched.shown[1]))
+            watched.curve_left.clear()
+            if curve is not None and curve.points:
+                frame = curve_frame(curve)
+                watched.curve_left += [for_part(frame, part) for part in range(watched.parts)]
+            watched.has_new_curve, watched.curve_at = False, now
+        if not watched.curve_left:
+            return
+        count = len(watched.curve_left) if to_all else 1
+        self._gateway.publish(watched.curve_left[:count])
+        del watched.curve_left[:count]
+        if not watched.curve_left:
             telemetry.FRAMES.labels("curve").inc()
             telemetry.TOURNAMENT_FRAMES.labels(tournament_id, "curve").inc()
-        watched.has_new_curve = False
-        watched.curve_at = now
 
 
 def note(watched: _Watched, data: PositionChanged, offset: Offset, times: Times) -> None:

@@ -10,6 +10,11 @@ from leaderboard.model import TOP_VISIBLE, masked
 from leaderboard.ports import BoardView, Curve, Frame
 
 CURVE_STEPS: Final = 100
+PARTS: Final = 8
+"""Channels that carry what everyone of a large tournament sees: each has some of the sockets."""
+SOCKETS_A_PART: Final = 128
+SPREAD_FROM: Final = 64
+"""From so many sockets on all parts are served: before anyone is given a later one."""
 MILESTONES: Final = ((10, "top_10"), (100, "top_100"))
 
 
@@ -36,6 +41,24 @@ def milestone(old_rank: int | None, new_rank: int | None) -> str | None:
         if new_rank <= size:
             return name if old_rank is None or old_rank > size else None
     return None
+
+
+def part_of(sockets: int) -> int:
+    """Which part the newest of a tournament's `sockets` (1 or more) belongs to.
+
+    A gateway that hands one frame to thousands does nothing else meanwhile, so theirs goes out part
+    by part. The first sockets fill one part after the other: a small tournament has only one."""
+    return (sockets - 1) // SOCKETS_A_PART % PARTS
+
+
+def in_part(channel: str, part: int) -> str:
+    """The channel of a part: `top.<t>` of the first, `top.<t>.<n>` of the others."""
+    return channel if part == 0 else f"{channel}.{part}"
+
+
+def for_part(frame: Frame, part: int) -> Frame:
+    """The same frame for those who are in this part."""
+    return Frame(in_part(frame.channel, part), frame.body)
 
 
 def top_frame(view: BoardView) -> Frame:

@@ -304,8 +304,9 @@ class Frame:
 class Gateway(Protocol):
     """The holder of the players' sockets.
 
-    Channels are `top.<t>` (a new subscriber gets the last frame at once, from the gateway or,
-    where that keeps none, from `on-connect`), `me.<t>.<p>` and `conn.<id>` (nothing is kept)."""
+    Channels are `top.<t>` with its further parts `top.<t>.<n>`, the same for `curve` (a new
+    subscriber gets the last frame at once, from the gateway or, where that keeps none, from
+    `on-connect`), `me.<t>.<p>` and `conn.<id>` (nothing is kept)."""
 
     def publish(self, frames: Sequence[Frame]) -> None:
         """Hand the frames over, in order for each channel. No subscriber is no error."""
@@ -344,6 +345,13 @@ class Connections(Protocol):
 
     def live(self, tournament_id: TournamentId, players: Sequence[PlayerId]) -> frozenset[PlayerId]:
         """Those of `players` who hold a connection."""
+
+    def sockets(self, tournament_id: TournamentId) -> int:
+        """How many leases the tournament has, some of which may be over."""
+
+    def is_spread(self, tournament_id: TournamentId) -> bool:
+        """Whether some of the tournament's sockets may be in a later part than the first
+        (`frames.part_of`): it has many, or had."""
 
     def release(self, tournament_id: TournamentId, player_id: PlayerId) -> str | None:
         """End the player's lease; the id of the connection that they had."""
@@ -426,6 +434,8 @@ class Entered:
     """The id of the connection that had the lease before."""
     is_erased: bool
     """Whether somebody has asked to forget the player, looked at after the lease stood."""
+    sockets: int
+    """How many leases the tournament has now, some of which may be over."""
 
 
 class Entrance(Protocol):

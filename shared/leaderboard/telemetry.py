@@ -192,7 +192,12 @@ PUSH_LATENCY: Final = _histogram(
     "since",
     buckets=(0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 3, 10, 60),
 )
-FRAMES: Final = _counter("leaderboard_frames", "frames", "Frames handed to the gateway.", "frame")
+FRAMES: Final = _counter(
+    "leaderboard_frames",
+    "frames",
+    "Frames handed to the gateway; one for everyone counts once, over however many channels.",
+    "frame",
+)
 COALESCED: Final = _counter(
     "leaderboard_coalesced_changes", "changes", "Changes that a later frame made needless.", "frame"
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from leaderboard.adapters.redis_erasures import RedisErasures, erasure_key
 from leaderboard.adapters.stepwise_entrance import StepwiseEntrance
 from leaderboard.errors import TransientError
 from leaderboard.events import PlayerErased
+from leaderboard.frames import SOCKETS_A_PART, SPREAD_FROM, part_of
 from leaderboard.model import PlayerId, TournamentId, erasure_id_of
 from leaderboard.ports import Entered, Entrance, Grant, Sight
 from leaderboard.stack.process import LOOPBACK, free_port
@@ -144,14 +146,14 @@ def test_lease_that_is_over_has_no_holder(
     assert entrance.look(t, p).holder == "c1"
     clock.now_ms += 10
     assert entrance.look(t, p).holder is None
-    assert entrance.enter(grant(t, p, "c2")) == Entered(None, is_erased=False)
+    assert entrance.enter(grant(t, p, "c2")) == Entered(None, is_erased=False, sockets=1)
 
 
 def test_newest_entry_wins_and_tells_the_one_before(
     entrance: Entrance, connections: RedisConnections, t: TournamentId, p: PlayerId
 ) -> None:
-    assert entrance.enter(grant(t, p, "c1")) == Entered(None, is_erased=False)
-    assert entrance.enter(grant(t, p, "c2")) == Entered("c1", is_erased=False)
+    assert entrance.enter(grant(t, p, "c1")) == Entered(None, is_erased=False, sockets=1)
+    assert entrance.enter(grant(t, p, "c2")) == Entered("c1", is_erased=False, sockets=1)
     assert connections.holder(t, p) == "c2"
     assert list(connections.due(NOW_MS + OPENING_MS - 1, 10)) == []
     assert list(connections.due(NOW_MS + OPENING_MS, 10)) == ["c1"]
@@ -164,7 +166,7 @@ def test_entry_done_twice_is_done_once(
 ) -> None:
     connections.lease(grant(t, p, "c0"))
     entrance.enter(grant(t, p, "c1"))
-    assert entrance.enter(grant(t, p, "c1")) == Entered(None, is_erased=False)
+    assert entrance.enter(grant(t, p, "c1")) == Entered(None, is_erased=False, sockets=1)
     assert connections.holder(t, p) == "c1"
     assert list(connections.due(NOW_MS + OPENING_MS, 10)) == ["c0"]
 
@@ -186,7 +188,7 @@ def test_erasure_since_the_look_is_told_when_the_lease_stands(
 ) -> None:
     assert not entrance.look(t, p).is_asked
     RedisErasures(client, TOMBSTONE_KEY).begin(p, 1)
-    assert entrance.enter(grant(t, p, "c1")) == Entered(None, is_erased=True)
+    assert entrance.enter(grant(t, p, "c1")) == Entered(None, is_erased=True, sockets=1)
     assert connections.holder(t, p) == "c1", "the eraser would find it; the caller releases it"
 
 
@@ -286,3 +288,27 @@ def test_server_that_is_away_answers_nobody(t: TournamentId, p: PlayerId) -> Non
         entrance.look(t, p)
     with pytest.raises(TransientError):
         entrance.enter(grant(t, p, "c1"))
+
+
+def test_many_sockets_are_counted_and_noted_before_a_later_part_is_given_out(
+    entrance: Entrance, connections: RedisConnections, t: TournamentId
+) -> None:
+    counts = []
+    for number in range(SOCKETS_A_PART + 5):
+        assert connections.is_spread(t) == (number > SPREAD_FROM)
+        counts.append(entrance.enter(grant(t, PlayerId(f"p{number}"), f"c{number}")).sockets)
+    assert all(later in (before + 1, before + 2) for before, later in pairwise(counts))
+    assert {part_of(count) for count in counts} == {0, 1}
+    for number in range(SOCKETS_A_PART + 5):
+        connections.release(t, PlayerId(f"p{number}"))
+    assert connections.is_spread(t), "one of them may still be open"
+
+
+def test_note_of_many_sockets_is_nobodys_lease(
+    entrance: Entrance, connections: RedisConnections, t: TournamentId
+) -> None:
+    for number in range(SPREAD_FROM + 1):
+        entrance.enter(grant(t, PlayerId(f"p{number}"), f"c{number}"))
+    assert connections.is_spread(t)
+    assert connections.holder(t, PlayerId("")) is None
+    assert connections.live(t, [PlayerId(""), PlayerId("p1")]) == {"p1"}

@@ -152,6 +152,15 @@ def test_new_subscriber_gets_the_last_top_frame_at_once(scene: Scene, t: str) ->
 
 
 @over_nchan_s_surface
+def test_each_part_of_a_large_tournament_keeps_its_own_last_frame(scene: Scene, t: str) -> None:
+    scene.gateway.publish([_frame(f"top.{t}", "first"), _frame(f"top.{t}.7", "last")])
+    late = scene.subscribe(f"top.{t}.7,me.{t}.p,curve.{t}.7,conn.{t}")
+    assert late.next_json(1.0) == {"n": "last"}
+    scene.gateway.publish([_frame(f"top.{t}", "not theirs"), _frame(f"curve.{t}.7", "curve")])
+    assert late.next_json() == {"n": "curve"}
+
+
+@over_nchan_s_surface
 def test_snapshots_are_compressed_for_who_understands_it_and_arrive_alike(
     scene: Scene, t: str
 ) -> None:

@@ -19,6 +19,7 @@ from leaderboard import events as ev
 from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.errors import TransientError
 from leaderboard.fold import LogEntry
+from leaderboard.frames import PARTS, in_part
 from leaderboard.hosts.kafka import Assignment, Batch
 from leaderboard.model import Offset, Place, PlayerId, PositionChange, TournamentId
 from leaderboard.partitioning import partition_of
@@ -108,9 +109,19 @@ class LivePlayers:
 
     def __init__(self, *players: str) -> None:
         self.players = {PlayerId(player) for player in players}
+        self.are_many = False
 
     def live(self, tournament_id: TournamentId, players: Sequence[PlayerId]) -> frozenset[PlayerId]:
         return frozenset(self.players.intersection(players))
+
+    def is_spread(self, tournament_id: TournamentId) -> bool:
+        return self.are_many
+
+    def sockets(self, tournament_id: TournamentId) -> int:
+        raise NotImplementedError
+
+    def left(self, grant: Grant) -> None:
+        raise NotImplementedError
 
     def issue(self, grant: Grant, ttl_seconds: int) -> str:
         raise NotImplementedError
@@ -243,6 +254,86 @@ def test_top_comes_at_most_four_times_a_second_and_covers_the_last_change(scene:
     assert last["players"] == 8
     assert [row[0] for row in last["standings"]] == list(range(1, 9))
     assert last["standings"][0] == [1, "p0", "p***", 36]
+
+
+def by_part(scene: Scene, kind: str) -> list[list[tuple[float, dict[str, Any]]]]:
+    """What came to each part of a large tournament."""
+    return [
+        [(at, frame) for at, frame in scene.gateway.on(in_part(f"{kind}.{T}", part))]
+        for part in range(PARTS)
+    ]
+
+
+def test_a_large_tournament_s_parts_get_theirs_in_turns_as_often_as_before(scene: Scene) -> None:
+    scene.live.are_many = True
+    scene.let_pass(5.0)
+    scene.gateway.frames.clear()
+    scene.gateway.times.clear()
+    begun = scene.clock.now
+    for n in range(300):
+        scene.deliver(scene.play(scored(2 + n, f"p{n % 7}", 1)))
+        scene.let_pass(0.01)
+    scene.let_pass(2.0)
+    tops = by_part(scene, "top")
+    for part in tops:
+        gaps = [later - earlier for (earlier, _), (later, _) in pairwise(part)]
+        assert min(gaps) >= 0.25 - 1e-9
+        assert 11 <= len(part) <= 14
+        assert part[-1][1]["sequence"] == 301
+    firsts = [at for at, _ in tops[0]]
+    for number, part in enumerate(tops):
+        turns = [at - first for first, (at, _) in zip(firsts, part, strict=True)]
+        assert turns == pytest.approx([number * 0.25 / PARTS] * len(turns), abs=0.011)
+    for part in by_part(scene, "curve"):
+        assert 3 <= len(part) <= 5
+        assert part[-1][1]["sequence"] == 301
+        assert part[0][0] >= begun
+
+
+def test_nothing_is_committed_before_the_last_part_has_its_frame(scene: Scene) -> None:
+    scene.live.are_many = True
+    scene.let_pass(5.5)
+    inputs = scene.play(scored(2, "carol", 5))
+    scene.deliver(inputs)
+    assert scene.safe() == inputs[0].offset, "seven of eight have not seen it"
+    later = scene.play(scored(3, "carol", 5))
+    scene.let_pass(0.1)
+    scene.deliver(later)
+    scene.let_pass(0.25 * 7 / PARTS - 0.1)
+    assert scene.safe() == later[0].offset, "the round did not cover what came during it"
+    scene.let_pass(0.5)
+    assert scene.safe() == later[-1].offset + 1
+    assert [part[-1][1]["sequence"] for part in by_part(scene, "top")] == [3] * PARTS
+
+
+def test_a_part_that_failed_is_the_next_one_again(scene: Scene) -> None:
+    scene.live.are_many = True
+    scene.let_pass(5.5)
+    scene.deliver(scene.play(scored(2, "carol", 5)))
+    scene.let_pass(0.25 * 3 / PARTS - 0.01)
+    scene.gateway.is_away = True
+    scene.clock.now += 0.01
+    with pytest.raises(TransientError):
+        scene.function.tick()
+    scene.gateway.is_away = False
+    scene.let_pass(0.5)
+    assert all(2 in [frame["sequence"] for _, frame in part] for part in by_part(scene, "top"))
+    assert scene.safe() == scene._input
+
+
+def test_the_end_is_told_to_all_parts_at_once(scene: Scene) -> None:
+    scene.live.are_many = True
+    scene.let_pass(5.5)
+    scene.deliver(scene.play(scored(2, "carol", 5)))
+    scene.let_pass(0.1)
+    scene.play(ended(3))
+    scene.let_pass(6.0)
+    for part in by_part(scene, "top"):
+        kinds = [(frame["type"], frame["sequence"]) for _, frame in part]
+        assert kinds[-2:] == [("tournament", 3), ("top", 3)]
+    for part in by_part(scene, "curve"):
+        assert part[-1][1]["sequence"] == 3
+    assert scene.safe() == scene._input
 
 
 def test_a_change_in_a_quiet_tournament_is_sent_at_once(scene: Scene) -> None:

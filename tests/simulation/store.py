@@ -237,5 +237,8 @@ class Connections:
     def live(self, tournament_id: str, players: Sequence[PlayerId]) -> frozenset[PlayerId]:
         return frozenset(p for p in players if self.holder(tournament_id, p) is not None)
 
+    def is_spread(self, tournament_id: str) -> bool:
+        return False
+
     def release(self, tournament_id: str, player_id: str) -> str | None:
         return self._store.of(tournament_id).beside.leases.pop((tournament_id, player_id), None)

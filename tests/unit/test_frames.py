@@ -8,7 +8,16 @@ import json
 import pytest
 
 from leaderboard.adapters.memory_board import MemoryBoard
-from leaderboard.frames import curve_ranks, milestone, top_frame
+from leaderboard.frames import (
+    PARTS,
+    SOCKETS_A_PART,
+    SPREAD_FROM,
+    curve_ranks,
+    in_part,
+    milestone,
+    part_of,
+    top_frame,
+)
 from logs import ALICE, BOB, LOG, TOMBSTONE_KEY, T, ended, erased, joined, scheduled, scored
 
 
@@ -50,6 +59,20 @@ def test_top_shows_names_masks_and_erased_rows() -> None:
     assert ALICE not in frame.body.decode()
     assert shown == f"er***{name[-2:]}"
     assert second == [2, BOB, "Böb", 5]
+
+
+def test_sockets_fill_one_part_after_the_other_and_then_all_alike() -> None:
+    parts = [part_of(sockets) for sockets in range(1, 10_001)]
+    assert set(parts[:SOCKETS_A_PART]) == {0}
+    assert parts[SOCKETS_A_PART] == 1
+    assert SPREAD_FROM < SOCKETS_A_PART, "all parts are served before one is given out"
+    sizes = [parts.count(part) for part in range(PARTS)]
+    assert max(sizes) - min(sizes) <= SOCKETS_A_PART
+
+
+def test_first_part_has_the_channel_that_a_small_tournament_has() -> None:
+    assert in_part("top.t", 0) == "top.t"
+    assert in_part("top.t", 3) == "top.t.3"
 
 
 @pytest.mark.parametrize("players", [0, 1, 99, 100, 101, 150, 1_000, 100_000, 1_000_000])

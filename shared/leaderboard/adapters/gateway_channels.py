@@ -11,7 +11,8 @@ from leaderboard.ports import Frame
 MAX_FRAME_BYTES: Final = 256 * 1024
 
 _CHANNEL: Final = re.compile(
-    r"(?:top|curve|conn)\.[A-Za-z0-9_-]{1,64}|me\.[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{1,64}"
+    r"(?:top|curve)\.[A-Za-z0-9_-]{1,64}(?:\.[1-7])?|conn\.[A-Za-z0-9_-]{1,64}"
+    r"|me\.[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{1,64}"
 )
 
 

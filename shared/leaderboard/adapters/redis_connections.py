@@ -1,7 +1,8 @@
 """Tickets and leases in Redis: who may open a socket, who holds one, which are due to be closed.
 
     ticket:<sha256 of the ticket>   the grant as JSON, gone when read or after its time
-    {<tournament>}:sockets          hash: player → "<expires_ms>:<connection id>"
+    {<tournament>}:sockets          hash: player → "<expires_ms>:<connection id>"; with the field ""
+                                    once they were many, which never is over
     connections:due                 sorted set: connection id by the time to close it
 
 The leases of a tournament and the set of due connections lie in different slots of a cluster, so
@@ -20,6 +21,7 @@ from typing import Any, Final
 
 from leaderboard.adapters.redis_client import RedisClient, transient
 from leaderboard.errors import TransientError
+from leaderboard.frames import SPREAD_FROM
 from leaderboard.model import PlayerId, TournamentId
 from leaderboard.ports import Grant
 
@@ -31,8 +33,9 @@ OPENING_MS: Final = 1000
 ATTEMPTS: Final = 16
 
 # Compare and set: KEYS[1] the hash; ARGV: player, value expected ('' for none), new value ('' to
-# remove), milliseconds that the hash has to live on. Answers 1, or the value that stands there
-# in place of the one expected. Doing it twice is the same as once.
+# remove), milliseconds that the hash has to live on, from how many leases on they are many. Answers
+# 1, or the value that stands there in place of the one expected. Doing it twice is the same as
+# once.
 _SWAP: Final = """
 local held = redis.call('HGET', KEYS[1], ARGV[1]) or ''
 if held == ARGV[3] then return 1 end
@@ -44,6 +47,9 @@ end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then
   redis.call('PEXPIRE', KEYS[1], ARGV[4])
+end
+if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[5]) then
+  redis.call('HSET', KEYS[1], '', '9007199254740991:')
 end
 return 1
 """
@@ -119,6 +125,17 @@ class RedisConnections:
             if value is not None and self._unexpired(value) is not None
         )
 
+    def sockets(self, tournament_id: TournamentId) -> int:
+        """How many leases the tournament has, some of which may be over."""
+        with transient():
+            count: Any = self._client.hlen(leases_key(tournament_id))
+        return int(count)
+
+    def is_spread(self, tournament_id: TournamentId) -> bool:
+        """As the port says."""
+        with transient():
+            return bool(self._client.hexists(leases_key(tournament_id), ""))
+
     def release(self, tournament_id: TournamentId, player_id: PlayerId) -> str | None:
         """End the player's lease; the id of the connection that they had."""
         return self._unexpired(self._swap(tournament_id, player_id, "", 0))
@@ -128,7 +145,7 @@ class RedisConnections:
         no longer, unless another one is by now."""
         key = leases_key(grant.tournament_id)
         with transient():
-            self._client.eval(_SWAP, 1, key, grant.player_id, lease_text(grant), "", "0")
+            self._client.eval(_SWAP, 1, key, grant.player_id, lease_text(grant), "", "0", "0")
         self.closed([grant.connection_id])
 
     def due(self, now_ms: int, limit: int) -> Sequence[str]:
@@ -164,7 +181,9 @@ class RedisConnections:
                 self._put_due({_connection_of(held): now + OPENING_MS})
             key, ttl = leases_key(tournament_id), max(until_ms - now, OPENING_MS)
             with transient():
-                found: Any = self._client.eval(_SWAP, 1, key, player_id, held, value, str(ttl))
+                found: Any = self._client.eval(
+                    _SWAP, 1, key, player_id, held, value, str(ttl), str(SPREAD_FROM)
+                )
             if found == 1:
                 return held
             held = found

@@ -31,12 +31,14 @@ from leaderboard.adapters.redis_erasures import RedisErasures, erasure_key
 from leaderboard.adapters.redis_scripts import Script
 from leaderboard.adapters.stepwise_entrance import StepwiseEntrance, board_is_away
 from leaderboard.errors import TransientError
+from leaderboard.frames import SPREAD_FROM
 from leaderboard.model import PlayerId, TournamentId
 from leaderboard.ports import Entered, Grant, Sight
 
 # Keys: due, leases, erasure. Arguments: player, connection id, its lease, its end, the end of the
-# one before, milliseconds that the leases have to live on. Answers the lease before, '' for none,
-# and 1 where there is an erasure. Doing it twice is the same as once.
+# one before, milliseconds that the leases have to live on, leases from which they are many. Answers
+# the lease before, '' for none, 1 where there is an erasure, and how many leases there are. Doing
+# it twice is the same as once.
 _ENTER: Final = """
 local held = redis.call('HGET', KEYS[2], ARGV[1]) or ''
 redis.call('ZADD', KEYS[1], 'LT', ARGV[4], ARGV[2])
@@ -47,7 +49,11 @@ redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
 if redis.call('PTTL', KEYS[2]) < tonumber(ARGV[6]) then
   redis.call('PEXPIRE', KEYS[2], ARGV[6])
 end
-return {held, redis.call('EXISTS', KEYS[3])}
+local count = redis.call('HLEN', KEYS[2])
+if count > tonumber(ARGV[7]) then
+  redis.call('HSET', KEYS[2], '', '9007199254740991:')
+end
+return {held, redis.call('EXISTS', KEYS[3]), count}
 """
 
 
@@ -98,7 +104,7 @@ class RedisEntrance:
         if isinstance(self._client, RedisCluster):
             return self._stepwise.enter(grant)
         now = self._now_ms()
-        held, is_erased = self._enter(
+        held, is_erased, sockets = self._enter(
             (
                 DUE.encode(),
                 leases_key(grant.tournament_id).encode(),
@@ -110,9 +116,11 @@ class RedisEntrance:
             grant.expires_at_ms,
             now + OPENING_MS,
             max(grant.expires_at_ms - now, OPENING_MS),
+            SPREAD_FROM,
         )
         before = lease_of(held, now)
-        return Entered(None if before == grant.connection_id else before, bool(is_erased))
+        before = None if before == grant.connection_id else before
+        return Entered(before, bool(is_erased), sockets)
 
     def _tombstone(
         self, tournament_id: TournamentId, player_id: PlayerId, answer: Any

@@ -37,7 +37,8 @@ class StepwiseEntrance:
     def enter(self, grant: Grant) -> Entered:
         """As the port says."""
         before = self._connections.lease(grant)
-        return Entered(before, self._erasures.is_erased(grant.player_id))
+        is_erased = self._erasures.is_erased(grant.player_id)
+        return Entered(before, is_erased, self._connections.sockets(grant.tournament_id))
 
 
 def board_is_away(error: TransientError) -> None:

@@ -44,7 +44,7 @@ NOT_FOR_SPEAKING: Final = b"403 Forbidden"
 TIMED_OUT: Final = b"408 Request Timeout"
 
 _ID: Final = r"[A-Za-z0-9_-]{1,64}"
-_KEPT: Final = re.compile(rf"(?:top|curve)\.{_ID}")
+_KEPT: Final = re.compile(rf"(?:top|curve)\.{_ID}(?:\.[1-7])?")
 _PASSING: Final = re.compile(rf"me\.{_ID}\.{_ID}|conn\.{_ID}")
 logger = logging.getLogger(__name__)
 
