@@ -200,6 +200,8 @@ DRIVES: Final[dict[str, Callable[[Any, Any], object]]] = {
     "connections.release": releases,
     "connections.holder": lambda s, a: s.connections.holder(T, ALICE),
     "connections.live": lambda s, a: s.connections.live(T, [ALICE]),
+    "connections.is_spread": lambda s, a: s.connections.is_spread(T),
+    "connections.sockets": lambda s, a: s.connections.sockets(T),
     "connections.due": lambda s, a: s.connections.due(START_MS, 10),
     "connections.closed": lambda s, a: s.connections.closed(["c1"]),
     "connections.count": lambda s, a: s.connections.count(),
@@ -285,7 +287,12 @@ JOINED: Final = {
         "connections.holder",
         "erasures.is_erased",
     },
-    "entrance.enter": {"entrance.enter", "connections.lease", "erasures.is_erased"},
+    "entrance.enter": {
+        "entrance.enter",
+        "connections.lease",
+        "connections.sockets",
+        "erasures.is_erased",
+    },
 }
 """What reads.py makes of a call to it, and an entrance where the store is a cluster."""
 PURE: Final = {"erasures.id_of"}

@@ -104,10 +104,12 @@ CALLS: Final[Mapping[str, Uses]] = {
     "erasures.is_erased": _uses("EXISTS", reads=["erasures:*"]),
     "connections.issue": _uses("SET", ["ticket:*"]),
     "connections.redeem": _uses("GETDEL", ["ticket:*"]),
-    "connections.lease": _uses("EVAL HGET HSET PEXPIRE PTTL ZADD", [_SOCKETS, _DUE]),
+    "connections.lease": _uses("EVAL HGET HLEN HSET PEXPIRE PTTL ZADD", [_SOCKETS, _DUE]),
     "connections.release": _uses("EVAL HDEL HGET ZADD", [_SOCKETS, _DUE]),
     "connections.holder": _uses("HGET", reads=[_SOCKETS]),
     "connections.live": _uses("HMGET", reads=[_SOCKETS]),
+    "connections.is_spread": _uses("HEXISTS", reads=[_SOCKETS]),
+    "connections.sockets": _uses("HLEN", reads=[_SOCKETS]),
     "connections.due": _uses("ZRANGEBYSCORE", reads=[_DUE]),
     "connections.closed": _uses("ZREM", [_DUE]),
     "connections.count": _uses("ZCARD", reads=[_DUE]),
@@ -116,7 +118,9 @@ CALLS: Final[Mapping[str, Uses]] = {
         f"{_READING} EXISTS HGET HMGET", reads=[*_SHOWN, *_of_board("out"), _SOCKETS, "erasures:*"]
     ),
     "entrance.enter": _uses(
-        f"{_SCRIPT} EXISTS HGET HSET PEXPIRE PTTL ZADD", [_SOCKETS, _DUE], given=["erasures:*"]
+        f"{_SCRIPT} EXISTS HGET HLEN HSET PEXPIRE PTTL ZADD",
+        [_SOCKETS, _DUE],
+        given=["erasures:*"],
     ),
 }
 """By port and call; `begin` of a board is `apply`, and `around` is `player`."""
@@ -128,7 +132,10 @@ _READS: Final = ("board.top", "board.player", "directory.all", "directory.find")
 CALLS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "on-wager": (*_REBUILD, "progress.advance", "progress.boards", "progress.read"),
     "on-wager-http": ("directory.find",),
-    "on-rank-change": ("board.scores_at", "board.top", "connections.live", "directory.all"),
+    "on-rank-change": (
+        "board.scores_at", "board.top", "connections.is_spread", "connections.live",
+        "directory.all",
+    ),
     "archive": (
         "board.expire", "board.rows", "board.top", "directory.remove", "progress.forget",
     ),
@@ -136,8 +143,8 @@ CALLS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "on-connect": (
         "board.is_erased", "board.top", "connections.closed", "connections.count",
         "connections.due", "connections.holder", "connections.issue", "connections.lease",
-        "connections.left", "connections.redeem", "connections.release", "directory.find",
-        "entrance.enter", "entrance.look", "erasures.is_erased",
+        "connections.left", "connections.redeem", "connections.release", "connections.sockets",
+        "directory.find", "entrance.enter", "entrance.look", "erasures.is_erased",
     ),
     "erase": (
         "board.is_erased", "board.is_in", "board.player", "board.top", "connections.holder",
