@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -268,15 +269,17 @@ def test_nobody_may_create_alter_or_delete() -> None:
 @pytest.mark.parametrize("user", [user for user, one in KAFKA.items() if one.writes])
 def test_user_writes_its_topics_and_no_others(user: str, ready: Guarded) -> None:
     """By the feed that the functions have: idempotent, all replicas in sync."""
-    feed = KafkaFeed(ready.settings(user), timeout_seconds=5)
-    try:
+    # Who may not describe a topic waits for it to appear, as long as the feed may.
+    with (
+        closing(KafkaFeed(ready.settings(user), timeout_seconds=5)) as feed,
+        closing(KafkaFeed(ready.settings(user), timeout_seconds=1)) as impatient,
+    ):
         for topic in sorted(KAFKA[user].writes):
             feed.send([ev.Record(topic, b"t1", b"{}", ())])
+            impatient.send([ev.Record(topic, b"t1", b"{}", ())])
         for topic in sorted(set(TOPICS) - KAFKA[user].writes):
             with pytest.raises(TransientError, match=r"(?i)authorization|did not take"):
-                feed.send([ev.Record(topic, b"t1", b"{}", ())])
-    finally:
-        feed.close()
+                impatient.send([ev.Record(topic, b"t1", b"{}", ())])
 
 
 @pytest.mark.parametrize("user", CONSUMERS)
