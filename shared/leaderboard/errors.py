@@ -6,6 +6,10 @@
     ├── BoardBehindError        the board lost writes: replay the log from where it stands
     ├── ForeignLogError         the board belongs to another log (a topic made anew): stop
     ├── UnreadableTopicError    so much of a topic can't be read that the fault is ours: stop
+    ├── FencedError             somebody else writes this audit log: read its partition again
+    ├── LogConflictError        a file of the audit log is there with other bytes: stop
+    ├── LogCorruptError         the audit log is not what it has signed: stop
+    ├── NoteError               a key, checkpoint or proof that is none, or not signed as it says
     ├── UnauthenticatedError    no token, or one that proves nothing: 401
     ├── ForbiddenError          a sound token that may not do this: 403
     ├── NotFoundError           404
@@ -66,6 +70,34 @@ class ForeignLogError(LeaderboardError):
 
 class UnreadableTopicError(LeaderboardError):
     """More of a topic can't be read than may be diverted. The message says what to do."""
+
+
+class FencedError(LeaderboardError):
+    """The checkpoint of an audit log is not the one that we have put there: another process writes
+    this log. Nothing that we appended since counts."""
+
+
+class LogConflictError(LeaderboardError):
+    """A file that is written once is there with other bytes. The message names it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} of the audit log is there already, with other bytes")
+        self.path = path
+
+
+class LogCorruptError(LeaderboardError):
+    """An audit log is not what its checkpoint says. `place` is the file where that shows, `index`
+    the entry where one is to be named."""
+
+    def __init__(self, place: str, problem: str, index: int | None = None) -> None:
+        super().__init__(f"{place}: {problem}")
+        self.place = place
+        self.problem = problem
+        self.index = index
+
+
+class NoteError(LeaderboardError):
+    """A signed note, a key or a proof that can't be believed. The message shows no private key."""
 
 
 class UnauthenticatedError(LeaderboardError):
