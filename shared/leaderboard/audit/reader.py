@@ -55,10 +55,7 @@ class AuditReader:
 
     def entry(self, index: int) -> bytes:
         """Raises NotFoundError for an index that the log does not have."""
-        if not 0 <= index < self.size:
-            raise NotFoundError(
-                f"{self.checkpoint.origin} has no entry {index}: {self.size} in all"
-            )
+        self._want(index)
         return self.bundle(index // TILE_WIDTH)[index % TILE_WIDTH]
 
     def entries(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
@@ -96,10 +93,7 @@ class AuditReader:
 
     def inclusion(self, index: int) -> list[bytes]:
         """Shows that this entry is in the log as the checkpoint has it. Raises NotFoundError."""
-        if not 0 <= index < self.size:
-            raise NotFoundError(
-                f"{self.checkpoint.origin} has no entry {index}: {self.size} in all"
-            )
+        self._want(index)
         return tree.inclusion_proof(index, self.size, self.hash_at)
 
     def consistency(self, before: int, after: int) -> list[bytes]:
@@ -107,6 +101,10 @@ class AuditReader:
         if not 0 <= before <= after <= self.size:
             raise NotFoundError(f"{self.checkpoint.origin} has not gone from {before} to {after}")
         return tree.consistency_proof(before, after, self.hash_at)
+
+    def _want(self, index: int) -> None:
+        if not 0 <= index < self.size:
+            raise NotFoundError(f"{self.checkpoint.origin} has {self.size} entries, none {index}")
 
     def tile(self, level: int, number: int) -> bytes:
         """The hashes of a tile, known to be those that were signed."""

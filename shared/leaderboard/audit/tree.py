@@ -143,7 +143,7 @@ def includes(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: b
 def is_consistent(
     before: int, root_before: bytes, after: int, root_after: bytes, proof: Sequence[bytes]
 ) -> bool:
-    """Whether the log of `before` leaves is how that of `after` leaves begins (RFC 9162, 2.1.4.2)."""
+    """Whether the log of `before` leaves is how that of `after` begins (RFC 9162, 2.1.4.2)."""
     if not 0 <= before <= after:
         return False
     if before == after:
