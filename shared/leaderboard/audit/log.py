@@ -11,6 +11,7 @@ from leaderboard.audit.notes import Checkpoint, Signer
 from leaderboard.audit.reader import AuditReader, edge_root
 from leaderboard.audit.store import LogStore
 from leaderboard.audit.tiles import (
+    CHECKPOINT,
     LARGEST_ENTRY,
     TILE_BITS,
     TILE_WIDTH,
@@ -19,7 +20,7 @@ from leaderboard.audit.tiles import (
     tile_path,
 )
 from leaderboard.audit.tree import HASH_SIZE
-from leaderboard.errors import NotFoundError, TransientError
+from leaderboard.errors import FencedError, LogConflictError, NotFoundError, TransientError
 
 _FULL = TILE_WIDTH * HASH_SIZE
 
@@ -90,8 +91,14 @@ class AuditLog:
         size = self.size + len(entries)
         checkpoint = Checkpoint.signed(size, edge_root(edge), self._signer)
         before = self._checkpoint
-        self._store.write(files)
-        self._store.replace_checkpoint(None if before is None else before.note, checkpoint.note)
+        note = None if before is None else before.note
+        try:
+            self._store.write(files)
+        except LogConflictError as error:
+            if self._store.read(CHECKPOINT) == note:
+                raise
+            raise FencedError(f"{checkpoint.origin} was written by somebody else") from error
+        self._store.replace_checkpoint(note, checkpoint.note)
         parts = self._parts()
         self._checkpoint, self._edge, self._bundle = checkpoint, edge, bundle
         self._last = entries[-1]
