@@ -129,9 +129,11 @@ class ObjectLogStores:
         found = set()
         for topic in self._folders(self._prefix):
             for partition in self._folders(topic):
-                shard = Shard(*_last_two(partition))
-                if self.shard(shard).read(CHECKPOINT) is not None:
-                    found.add(shard)
+                name, number = partition.rstrip("/").rsplit("/", 2)[-2:]
+                if number.isdecimal():
+                    shard = Shard(name, int(number))
+                    if self.shard(shard).read(CHECKPOINT) is not None:
+                        found.add(shard)
         return sorted(found)
 
     def _folders(self, prefix: str) -> Iterator[str]:
@@ -141,11 +143,6 @@ class ObjectLogStores:
             raise _away(error) from error
         for folder in listed["common_prefixes"]:
             yield f"{folder.rstrip('/')}/"
-
-
-def _last_two(folder: str) -> tuple[str, int]:
-    topic, number = folder.rstrip("/").rsplit("/", 2)[-2:]
-    return topic, int(number)
 
 
 def _names(bucket: ObjectStore, prefix: str) -> Iterator[str]:

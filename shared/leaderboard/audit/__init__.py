@@ -5,8 +5,11 @@
     notes    C2SP signed notes: keys, checkpoints, cosignatures
     proofs   C2SP tlog-proof: one entry's proof as one text file
     store    the port: where the files are
-    reader   entries and proofs of a log, everything checked; the whole of it verified
+    reader   entries and proofs of a log, everything checked
+    verify   the whole of a log, and where it is not what was signed
+    witness  checkpoints that somebody else has signed too
     log      the one writer of a log
 
-All but the last three are pure. Signatures are Ed25519, of the package `cryptography`.
+The first four are pure, the others do what they do through the port. Signatures are Ed25519, of
+the package `cryptography`.
 """

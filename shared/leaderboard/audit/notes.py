@@ -242,7 +242,7 @@ class Checkpoint:
 class Cosigned(NamedTuple):
     """That a witness has seen a checkpoint, by its own clock."""
 
-    witness: str
+    witness: Verifier
     at_s: int
 
 
@@ -255,5 +255,5 @@ def cosignatures(note: bytes, witnesses: Iterable[Verifier]) -> Sequence[Cosigne
         for one in filter(witness.is_by, signatures):
             if len(one.content) != 72 or not witness.accepts(body, one):
                 raise NoteError(f"the cosignature of {witness.name} is not of this text")
-            found.append(Cosigned(witness.name, int.from_bytes(one.content[:8], "big")))
+            found.append(Cosigned(witness, int.from_bytes(one.content[:8], "big")))
     return found

@@ -30,8 +30,10 @@ class AuditReader:
     compared on the way up to the root. Raises LogCorruptError, with the file and entry, where one
     does not fit. Not for several threads at once."""
 
-    def __init__(self, store: LogStore, checkpoint: Checkpoint) -> None:
+    def __init__(self, store: LogStore, checkpoint: Checkpoint, verifier: Verifier) -> None:
         self.checkpoint: Final = checkpoint
+        self.verifier: Final = verifier
+        """The key that has signed the checkpoint, named by the log's origin."""
         self._store = store
         self._tiles: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._edge = self._read_edge()
@@ -43,7 +45,8 @@ class AuditReader:
         note = store.read(CHECKPOINT)
         if note is None:
             raise NotFoundError(f"there is no checkpoint of {origin}")
-        return cls(store, Checkpoint.parse(note, verifier.named(origin)))
+        verifier = verifier.named(origin)
+        return cls(store, Checkpoint.parse(note, verifier), verifier)
 
     @property
     def size(self) -> int:
@@ -69,7 +72,7 @@ class AuditReader:
         """The entries from 256 × `number` on, as many as there are of 256."""
         hashes = self.tile(0, number)
         width = len(hashes) // HASH_SIZE
-        path, entries = read_bundle(self._store, number, width)
+        path, entries = read_bundle(self._store, number, width, hashes)
         found = tree.leaf_hashes(entries)
         if found != hashes:
             first = first_difference(found, hashes)
@@ -152,23 +155,36 @@ def read_tile(store: LogStore, level: int, number: int, width: int) -> tuple[str
     """Path and hashes of a tile, unchecked. Where a partial one is gone, the full one began so."""
     path, content = _read(store, tile_path(level, number, width), tile_path(level, number))
     wanted = width * HASH_SIZE
-    if len(content) < wanted or (len(content) > wanted and ".p/" in path):
+    if path != tile_path(level, number, width):
+        content = content[:wanted]
+    if len(content) != wanted:
         raise LogCorruptError(path, f"has {len(content)} bytes for {width} hashes")
-    return path, content[:wanted]
+    return path, content
 
 
-def read_bundle(store: LogStore, number: int, width: int) -> tuple[str, list[bytes]]:
-    """Path and entries of a bundle, unchecked but for their number."""
+def read_bundle(
+    store: LogStore, number: int, width: int, hashes: bytes | None
+) -> tuple[str, list[bytes]]:
+    """Path and entries of a bundle, unchecked but for how many they are.
+
+    `hashes` are what the entries should hash to, if that is known: it tells which one is amiss."""
     path, content = _read(store, bundle_path(number, width), bundle_path(number))
-    first = number * TILE_WIDTH
+    entries: list[bytes] = []
+    problem = None
     try:
-        entries = list(decode_bundle(content))
+        for entry in decode_bundle(content):
+            entries.append(entry)
     except ValueError as error:
-        raise LogCorruptError(path, str(error), None) from None
-    if len(entries) < width or (len(entries) > width and ".p/" in path):
-        index = first + min(len(entries), width)
-        raise LogCorruptError(path, f"has {len(entries)} entries, {width} were signed", index)
-    return path, entries[:width]
+        problem = str(error)
+    if problem is None and path != bundle_path(number, width):
+        del entries[width:]  # the full bundle, in the place of a partial one that is gone
+    if problem is None and len(entries) != width:
+        problem = f"has {len(entries)} entries, {width} were signed"
+    if problem is not None:
+        found = tree.leaf_hashes(entries[:width])
+        first = min(len(entries), width) if hashes is None else first_difference(found, hashes)
+        raise LogCorruptError(path, problem, number * TILE_WIDTH + first)
+    return path, entries
 
 
 def _read(store: LogStore, path: str, full: str) -> tuple[str, bytes]:
@@ -179,8 +195,8 @@ def _read(store: LogStore, path: str, full: str) -> tuple[str, bytes]:
 
 
 def first_difference(found: bytes, wanted: bytes) -> int:
-    """The number of the first hash that differs."""
-    at = 0
-    while found[at : at + HASH_SIZE] == wanted[at : at + HASH_SIZE]:
+    """The number of the first hash that differs or is not there; of none, their number."""
+    at, end = 0, max(len(found), len(wanted))
+    while at < end and found[at : at + HASH_SIZE] == wanted[at : at + HASH_SIZE]:
         at += HASH_SIZE
     return at // HASH_SIZE
