@@ -36,7 +36,7 @@ class AuditReader:
         """The key that has signed the checkpoint, named by the log's origin."""
         self._store = store
         self._tiles: OrderedDict[tuple[int, int], bytes] = OrderedDict()
-        self._edge = self._read_edge()
+        self._edge = read_edge(store, checkpoint)
 
     @classmethod
     def open(cls, store: LogStore, origin: str, verifier: Verifier) -> Self:
@@ -127,19 +127,24 @@ class AuditReader:
             self._tiles.popitem(last=False)
         return content
 
-    def _read_edge(self) -> list[bytes]:
-        """The last tile of each level, which together make up the root."""
-        edge, path = [], CHECKPOINT
-        for level in range(levels(self.size)):
-            number = (self.size >> (TILE_BITS * level)) // TILE_WIDTH
-            width = tile_width(level, number, self.size)
-            content = b""
-            if width:
-                path, content = read_tile(self._store, level, number, width)
-            edge.append(content)
-        if edge_root(edge) != self.checkpoint.root:
-            raise LogCorruptError(path, "the last tiles do not make up the root that was signed")
-        return edge
+
+def read_edge(store: LogStore, checkpoint: Checkpoint) -> list[bytes]:
+    """The hashes of the last tile of each level, as far as it is not full: together they make up
+    the root. Raises LogCorruptError where one is gone, or they do not."""
+    edge, places, size = [], [], checkpoint.size
+    for level in range(levels(size)):
+        number = (size >> (TILE_BITS * level)) // TILE_WIDTH
+        content = b""
+        if width := tile_width(level, number, size):
+            path, content = read_tile(store, level, number, width)
+            places.append((path, number << (TILE_BITS * (level + 1))))
+        edge.append(content)
+    if edge_root(edge) != checkpoint.root:
+        place, start = places[0] if places else (CHECKPOINT, 0)
+        others = "".join(f" and {path}" for path, _ in places[1:])
+        what = f"with it{others} the root is not the one that was signed"
+        raise LogCorruptError(place, what, start)
+    return edge
 
 
 def edge_root(edge: list[bytes]) -> bytes:
