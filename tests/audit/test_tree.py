@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymerkle import InmemoryTree, verify_consistency, verify_inclusion
 from pymerkle.hasher import MerkleHasher
@@ -63,6 +63,7 @@ def test_roots_are_those_that_are_known(size: int) -> None:
     assert tree.root_at(0, size, hashes_of(LEAVES[:size])).hex() == ROOTS[size]
 
 
+@settings(deadline=None)
 @given(SIZES)
 def test_roots_are_the_definitions(size: int) -> None:
     leaves = leaves_of(size)
@@ -76,6 +77,7 @@ def other_tree(leaves: list[bytes]) -> InmemoryTree:
     return other
 
 
+@settings(deadline=None)
 @given(SIZES, st.data())
 def test_another_implementation_has_the_same_roots_and_takes_our_proofs(
     size: int, data: st.DataObject
@@ -100,6 +102,7 @@ def test_another_implementation_has_the_same_roots_and_takes_our_proofs(
     assert tree.is_consistent(before, small, size, root, proof)
 
 
+@settings(deadline=None)
 @given(SIZES, st.data())
 def test_a_proof_proves_this_entry_at_this_place_in_this_log_only(
     size: int, data: st.DataObject
@@ -123,6 +126,7 @@ def test_a_proof_proves_this_entry_at_this_place_in_this_log_only(
         assert not tree.includes(leaf, index, size, changed, root)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 700), st.data())
 def test_a_log_is_consistent_with_its_own_past_only(size: int, data: st.DataObject) -> None:
     leaves = leaves_of(size)

@@ -40,7 +40,7 @@ class DirectoryLogStore:
     def read(self, path: str) -> bytes | None:
         try:
             return (self._folder / path).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         except OSError as error:
             _refuse(error)

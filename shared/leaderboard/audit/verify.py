@@ -59,8 +59,8 @@ class Report:
     compared: int = 0
     """How many checkpoints that are known from elsewhere it was compared with."""
     leftovers: Sequence[str] = ()
-    """Files that nothing signed needs, at most LEFTOVERS_NAMED: an append broke off there, or
-    waits for its signature. They are no part of the log, and no problem."""
+    """Files beyond what is signed, at most LEFTOVERS_NAMED: an append broke off there, or waits
+    for its signature. They are no part of the log, and no problem."""
 
     @property
     def is_sound(self) -> bool:
@@ -229,7 +229,7 @@ def _leftovers(store: LogStore, size: int) -> list[str]:
             needed = path == CHECKPOINT or path.startswith(COSIGNED)
         else:
             level, number, width = parts
-            needed = width == tile_width(level or 0, number, size)
+            needed = width <= tile_width(level or 0, number, size)
         if not needed:
             found.append(path)
         if len(found) == LEFTOVERS_NAMED:

@@ -58,7 +58,7 @@ class Tools:
                 with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
                     # Go compares every module with the public checksum database.
                     _run(
-                        [self._go(), "install", "-trimpath", f"{KUSTOMIZE}@{KUSTOMIZE_VERSION}"],
+                        [self.go(), "install", "-trimpath", f"{KUSTOMIZE}@{KUSTOMIZE_VERSION}"],
                         {"GOBIN": scratch, "GOFLAGS": ""},
                     )
                     (Path(scratch) / "kustomize").replace(program)
@@ -100,7 +100,7 @@ class Tools:
             _check(path, STRIMZI_SHA256)
         return path
 
-    def _go(self) -> str:
+    def go(self) -> str:
         """The machine's Go where it is new enough (Debian 12's is not), else one out of a wheel."""
         found = shutil.which("go")
         if found is not None and _is_new_enough(found):
@@ -115,7 +115,7 @@ class Tools:
         return str(program)
 
     def _fetch_modules(self) -> None:
-        go = self._go()
+        go = self.go()
         modules = {module_of(name) for name in _pinned()}
         told = _run([go, "mod", "download", "-json", *sorted(modules)], {"GOFLAGS": ""})
         folders = {f"{one['Path']}@{one['Version']}": Path(one["Dir"]) for one in _objects(told)}
