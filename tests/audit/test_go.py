@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audits import ORIGIN, SIGNER, VERIFIER, cosigned, entries_of, log_in, reader_of, witness_key
 from deploy.checking.tools import Tools
-from leaderboard.audit.notes import check_note, encode_base64
+from leaderboard.audit.notes import ED25519, check_note, encode_base64
 from leaderboard.audit.proofs import Proof
 from leaderboard.errors import NoteError
 
@@ -83,7 +84,9 @@ def test_cosignature_is_one_for_others_too(auditcheck: Path, tmp_path: Path) -> 
     private = Ed25519PrivateKey.generate()
     key, file = witness_key(private, "witness.example/1"), tmp_path / "cosigned"
     file.write_bytes(cosigned(reader.checkpoint.note, private, key, 1_700_000_000))
-    arguments = ("log", tmp_path / "log", str(VERIFIER), str(key), file)
+    # This version of the package wants the key in a log's form, and derives the witness's id.
+    plain = str(replace(key, kind=ED25519))
+    arguments = ("log", tmp_path / "log", str(VERIFIER), plain, file)
     done = run(auditcheck, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     other = witness_key(Ed25519PrivateKey.generate(), "witness.example/1")

@@ -146,7 +146,7 @@ def test_fork_is_not_signed(server: Server, witness: HttpWitness) -> None:
     with pytest.raises(LogCorruptError, match="has seen another log of 400 entries"):
         cosign(same, reader_of(same), witness, WITNESS)
     short = log_of(entries[:399])
-    with pytest.raises(LogCorruptError, match="signs 399 entries, .* has seen 400"):
+    with pytest.raises(LogCorruptError, match=r"signs 399 entries, .* has seen 400"):
         cosign(short, reader_of(short), witness, WITNESS)
 
 
