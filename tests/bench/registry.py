@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from bench import gateway, growth, memory, on_wager, reads, record, screen, starts
+from bench import audit_log, gateway, growth, memory, on_wager, reads, record, screen, starts
 from bench.report import Bench
 
 BENCHES: Final[dict[str, Callable[[Bench], None]]] = {
@@ -16,6 +16,7 @@ BENCHES: Final[dict[str, Callable[[Bench], None]]] = {
     "gateway": gateway.gateway,
     "rebuild": record.rebuild,
     "archive": record.archive,
+    "audit-log": audit_log.audit_log,
     "record-reads": record.reads,
     "start": starts.start,
     "memory": memory.memory,
