@@ -64,18 +64,15 @@ class DirectoryLogStore:
     def _write(self, file: tuple[str, bytes]) -> None:
         path, content = file
         place = self._folder / path
-        there = self.read(path)
-        if there is None:
-            new = _put_aside(place, content)
-            try:
-                # Unlike a rename, a link does not replace what another writer was first to put.
-                os.link(new, place)
-            except FileExistsError:
-                there = self.read(path)
-            finally:
-                new.unlink(missing_ok=True)
-        if there is not None and there != content:
-            raise LogConflictError(str(place))
+        new = _put_aside(place, content)
+        try:
+            # Unlike a rename, a link does not replace what another writer was first to put.
+            os.link(new, place)
+        except FileExistsError:
+            if self.read(path) != content:
+                raise LogConflictError(str(place)) from None
+        finally:
+            new.unlink(missing_ok=True)
 
     def replace_checkpoint(self, before: bytes | None, after: bytes) -> None:
         place = self._folder / CHECKPOINT
