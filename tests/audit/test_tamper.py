@@ -35,6 +35,7 @@ from leaderboard.audit.tiles import (
 )
 from leaderboard.audit.verify import Problem, Report, verify_log
 from leaderboard.audit.witness import keep
+from leaderboard.errors import LogCorruptError, NoteError, NotFoundError
 
 PLACES = 60
 SIZES = (1, 3, 255, 256, 257, 1_000, 3_000)
@@ -340,6 +341,17 @@ def test_every_change_is_found_where_it_is(change: Callable[[Log], Where]) -> No
         found = any(where.is_told_by(one) for one in report.problems)
         assert found, f"found, but not at {where}: {told}"
     assert changed >= PLACES - 5, "it hardly changed anything"
+
+
+@pytest.mark.parametrize("change", CHANGES[:17], ids=lambda change: change.__name__)
+def test_reader_answers_nothing_that_was_changed(change: Callable[[Log], Where]) -> None:
+    """Who reads without verifying all is told as well, as soon as a changed file is read."""
+    for seed in range(12):
+        chance = random.Random(f"{change.__name__} {seed}")
+        log = Log(chance.choice([700, 1_000, 3_000]), chance)
+        change(log)
+        with pytest.raises((LogCorruptError, NoteError, NotFoundError)):
+            list(AuditReader.open(log.store, ORIGIN, VERIFIER).entries())
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -215,10 +215,11 @@ def test_full_disk_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: store.write({"tile/0/000": b"x"}),
         lambda: store.replace_checkpoint(None, b"x"),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(TransientError, match="No space left"):
             call()
     monkeypatch.undo()
