@@ -84,6 +84,9 @@ BUILDING: Final = (
              "is built with a warning"),
     Mutation("a function left out", "knative/base/kustomization.yaml", "  - erase\n", "",
              "production: has no Service erase"),
+    Mutation("a namespace that nobody makes", DEVELOPMENT, "namespace: leaderboard\n",
+             "namespace: boards\n",
+             "writes to namespace boards, which its platform has not"),
 )  # fmt: skip
 SCHEMAS: Final = (
     Mutation("unknown field of a Deployment", WAGER, "minReadySeconds", "minReadySecond",

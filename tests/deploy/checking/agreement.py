@@ -88,6 +88,17 @@ def missing(all_built: list[Built]) -> Iterator[Problem]:
         wanted |= {("PingSource", "tournament-timer"), ("Job", "migrate")}
         for kind, name in sorted(wanted - found):
             yield Problem(environment, f"has no {kind} {name}")
+        yield from _nowhere(environment, all_built)
+
+
+def _nowhere(environment: str, all_built: list[Built]) -> Iterator[Problem]:
+    """Namespaces that are written to and that the environment's own platform does not make."""
+    own = [one for one in all_built if one.environment == environment]
+    made = {m["metadata"]["name"] for one in own for m in one.of_kind("Namespace")}
+    for one in own:
+        used = {m["metadata"].get("namespace") for m in one.manifests} - made - {None}
+        for name in sorted(used):
+            yield Problem(one.folder, f"writes to namespace {name}, which its platform has not")
 
 
 # --- settings ------------------------------------------------------------------------------------
