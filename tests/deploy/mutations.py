@@ -155,6 +155,9 @@ TRIGGERS: Final = (
              "metadata.valueLocation is missing"),
 )  # fmt: skip
 POLICIES: Final = (
+    Mutation("an end without a word", WAGER,
+             "          terminationMessagePolicy: FallbackToLogsOnError\n", "",
+             "terminationMessagePolicy has to be FallbackToLogsOnError"),
     Mutation("no account", WAGER, "      serviceAccountName: on-wager\n", "",
              "serviceAccountName is missing"),
     Mutation("an account that is none", WAGER, "serviceAccountName: on-wager",

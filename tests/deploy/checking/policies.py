@@ -39,8 +39,8 @@ def _wrong(built: Built, one: Manifest) -> Iterator[str]:
         for container in containers_of(pod):
             where = f"container {container['name']}"
             shared = {} if is_knative else pod.get("securityContext", {})
-            checks = (_confined(container, shared), _resources(container))
-            for check in (*checks, _image(container), _environment(container)):
+            checks = (_confined(container, shared), _resources(container), _image(container))
+            for check in (*checks, _environment(container), _last_words(container)):
                 yield from (f"{where}: {what}" for what in check)
     if one["kind"] == "Secret":
         yield "a Secret does not belong into the repository: have External Secrets make it"
@@ -138,6 +138,12 @@ def _image(container: Manifest) -> Iterator[str]:
         )
     elif found["digest"] is None and found["tag"] == "latest":
         yield f"image {image}: latest is another image each day; name a version or a digest"
+
+
+def _last_words(container: Manifest) -> Iterator[str]:
+    """`kubectl describe pod` shows why it ended, and who may not read logs sees it as well."""
+    if container.get("terminationMessagePolicy") != "FallbackToLogsOnError":
+        yield "terminationMessagePolicy has to be FallbackToLogsOnError"
 
 
 def _environment(container: Manifest) -> Iterator[str]:
