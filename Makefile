@@ -16,6 +16,7 @@ STACK_ARGS ?=
 TRIALS ?= 48
 SEED ?=
 ONLY ?=
+BROKEN ?=
 RUNS ?= 5
 SMALL ?=
 BASE ?=
@@ -120,6 +121,11 @@ docs: $(STAMP) ## Write what is generated in docs/ and platform/: schemas, metri
 .PHONY: deploy-check
 deploy-check: $(STAMP) ## Every manifest built, against schemas, policies and the code; no cluster.
 	@PYTHONPATH=tests $(BIN)/python -m deploy.checking
+
+.PHONY: cluster-test
+cluster-test: $(STAMP) kafka deploy-tools ## The manifests on the real cluster in KUBECONFIG, filled and emptied (ONLY=, BROKEN=).
+	@PYTHONPATH=tests $(BIN)/python -m cluster $(if $(ONLY),--only "$(ONLY)") \
+		$(if $(BROKEN),--broken "$(BROKEN)")
 
 .PHONY: deploy-tools
 deploy-tools: $(STAMP) ## Fetch kustomize and the schemas into .cache and check their sums.

@@ -35,10 +35,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not in its 
     OffsetSpec,
     ResourcePatternType,
     ResourceType,
-    ScramCredentialInfo,
-    ScramMechanism,
-    UserScramCredentialAlteration,
-    UserScramCredentialUpsertion,
 )
 
 from leaderboard import events as ev
@@ -51,8 +47,9 @@ from leaderboard.settings import ConsumerSettings, KafkaSettings, load
 from leaderboard.stack.access import KAFKA, OPERATOR, RELAY
 from leaderboard.stack.functions import FUNCTIONS
 from leaderboard.stack.process import LOOPBACK, free_port
-from leaderboard.stack.servers import KafkaServer
+from leaderboard.stack.servers import KafkaServer, KafkaUsers
 from leaderboard.stack.topics import topics
+from passwords import give_password
 from running import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -70,8 +67,8 @@ DENIED: Final = {
 class Guarded:
     """A broker, by its administrator and by its users."""
 
-    def __init__(self, server: KafkaServer) -> None:
-        self._server = server
+    def __init__(self, server: KafkaServer, users_port: int) -> None:
+        self._server, self._users_port = server, users_port
         self.admin = AdminClient({"bootstrap.servers": server.bootstrap_servers, "log_level": 2})
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -83,7 +80,7 @@ class Guarded:
 
     def settings(self, user: str, password: str = PASSWORD) -> KafkaSettings:
         told = {
-            "KAFKA_BOOTSTRAP_SERVERS": f"{LOOPBACK}:{self._server.users_port}",
+            "KAFKA_BOOTSTRAP_SERVERS": f"{LOOPBACK}:{self._users_port}",
             "KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
             "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
             "KAFKA_SASL_USERNAME": user,
@@ -104,18 +101,12 @@ class Guarded:
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    server = KafkaServer(tmp_path_factory.mktemp("guarded"), users_port=free_port())
+    port = free_port()
+    server = KafkaServer(tmp_path_factory.mktemp("guarded"), users=KafkaUsers(port))
     try:
         server.start()
-        guarded = Guarded(server)
-        wanted: list[UserScramCredentialAlteration] = [
-            UserScramCredentialUpsertion(
-                user, ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096), PASSWORD.encode()
-            )
-            for user in KAFKA
-        ]
-        for future in guarded.admin.alter_user_scram_credentials(wanted).values():
-            future.result(20)
+        guarded = Guarded(server, port)
+        give_password(guarded.admin, KAFKA, PASSWORD)
         yield guarded
     finally:
         server.stop()

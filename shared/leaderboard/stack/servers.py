@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -113,7 +114,7 @@ node.id=1
 controller.quorum.voters=1@{host}:{controller_port}
 listeners=BROKER://{host}:{port},CONTROLLER://{host}:{controller_port}{more_listeners}
 advertised.listeners=BROKER://{host}:{port}{more_advertised}
-listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,LINK:PLAINTEXT,USERS:SASL_PLAINTEXT
+listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,LINK:PLAINTEXT,USERS:{users}
 inter.broker.listener.name=BROKER
 controller.listener.names=CONTROLLER
 log.dirs={folder}
@@ -142,6 +143,31 @@ sasl.enabled.mechanisms=SCRAM-SHA-512
 listener.name.users.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.\
 ScramLoginModule required;
 """
+_TLS: Final = """\
+listener.name.users.ssl.keystore.type=PEM
+listener.name.users.ssl.keystore.location={bundle}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaUsers:
+    """Where clients of a Kafka say who they are (SASL/SCRAM-SHA-512), and may do what access lists
+    allow, no more.
+
+    `found_at` is the port under which they are told to find the broker: a program between the two
+    may cut what it passes on. `bundle` is a file with key and certificate in PEM: TLS as well."""
+
+    port: int
+    found_at: int | None = None
+    bundle: Path | None = None
+
+    @property
+    def protocol(self) -> str:
+        return "SASL_PLAINTEXT" if self.bundle is None else "SASL_SSL"
+
+    def properties(self) -> str:
+        """What the broker has to be told beside its listeners."""
+        return _GUARDED + ("" if self.bundle is None else _TLS.format(bundle=self.bundle))
 
 
 class KafkaServer:
@@ -156,11 +182,10 @@ class KafkaServer:
         setting: str = "KAFKA_PORT",
         heap: Literal["512m", "1g"] = "512m",
         link: tuple[int, int] | None = None,
-        users_port: int | None = None,
+        users: KafkaUsers | None = None,
     ) -> None:
         """`link`: a second port, and the one under which clients that come there are told to find
-        the broker: a program between the two may cut what it passes on. `users_port`: one where
-        clients say who they are (SASL/SCRAM-SHA-512) and may do what access lists allow, no more.
+        the broker: a program between the two may cut what it passes on.
 
         Raises StackError without Java or the jars, PortTakenError naming `setting`."""
         java = shutil.which("java")
@@ -171,7 +196,7 @@ class KafkaServer:
             )
         self.port = claim_port(port, setting)
         self._link = link
-        self.users_port = users_port
+        self._users = users
         self._folder = folder
         self._config = folder / "server.properties"
         self._java = [java, "-cp", f"{kafka_jars()}/*"]
@@ -204,8 +229,8 @@ class KafkaServer:
         """Start without waiting, but for the formatting of a new storage (2 s)."""
         self._folder.mkdir(parents=True, exist_ok=True)
         more = {} if self._link is None else {"LINK": self._link}
-        if self.users_port is not None:
-            more["USERS"] = (self.users_port, self.users_port)
+        if (users := self._users) is not None:
+            more["USERS"] = (users.port, users.found_at or users.port)
         # The controller's port is nobody else's business, so it is any free one each time.
         self._config.write_text(
             KAFKA_PROPERTIES.format(
@@ -214,10 +239,11 @@ class KafkaServer:
                 controller_port=free_port(),
                 folder=self._folder / "data",
                 max_message_bytes=MAX_MESSAGE_BYTES,
+                users="SASL_PLAINTEXT" if users is None else users.protocol,
                 more_listeners="".join(f",{n}://{LOOPBACK}:{p}" for n, (p, _) in more.items()),
                 more_advertised="".join(f",{n}://{LOOPBACK}:{p}" for n, (_, p) in more.items()),
             )
-            + ("" if self.users_port is None else _GUARDED),
+            + ("" if users is None else users.properties()),
             encoding="utf-8",
         )
         if not (self._folder / "data" / "meta.properties").exists():

@@ -1,0 +1,6 @@
+"""The manifests on a real Kubernetes with the real KEDA and Knative Serving: `make cluster-test`.
+
+Servers (Kafka, Redis, PostgreSQL, the issuer) and two of the functions run on this machine; the
+cluster's pods may be stand-ins that turn Ready and run nothing, so what is shown is what the API
+accepts and what the controllers decide. The trials are listed in `__main__`.
+"""

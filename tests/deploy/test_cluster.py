@@ -1,0 +1,223 @@
+"""`make cluster-test` without a cluster: which it refuses, what it applies, and that each of its
+faults bites. What a cluster makes of it is shown by the command itself, see docs/deploy.md."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster import tree
+from cluster.__main__ import NEEDED, TRIALS, emptied
+from cluster.api import Cluster, NotThisClusterError, chosen, held, until
+from cluster.faults import FAULTS
+from deploy.checking import ROOT
+from deploy.checking.building import Built
+
+GIVEN = tree.Settings(
+    kafka="127.0.0.1:9",
+    password="one of the test's",
+    authority="a certificate",
+    redis_url="redis://127.0.0.1:9",
+    database_url="postgresql://somebody@127.0.0.1:9/leaderboard",
+    tombstone_key="k" * 32,
+    more={"JWT_ISSUER": "http://127.0.0.1:9"},
+)
+
+
+@pytest.fixture(scope="module")
+def built() -> Mapping[str, Built]:
+    return tree.built()
+
+
+def kubeconfig(folder: Path, server: str) -> str:
+    path = folder / "kubeconfig"
+    config = {
+        "current-context": "one",
+        "contexts": [{"name": "one", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": server}}],
+    }
+    path.write_text(yaml.safe_dump(config), "utf-8")
+    return str(path)
+
+
+# --- which cluster -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "server", ["https://127.0.0.1:16443", "https://[::1]:1", "http://localhost"]
+)
+def test_a_cluster_of_this_machine_is_taken(tmp_path: Path, server: str) -> None:
+    path = kubeconfig(tmp_path, server)
+    assert chosen({"KUBECONFIG": path}) == path
+
+
+@pytest.mark.parametrize("server", ["https://10.0.0.1:6443", "https://boards.example.com", "1"])
+def test_another_one_only_if_somebody_says_so(tmp_path: Path, server: str) -> None:
+    path = kubeconfig(tmp_path, server)
+    with pytest.raises(NotThisClusterError, match="set CLUSTER_TEST_ANY=1 if"):
+        chosen({"KUBECONFIG": path})
+    with pytest.raises(NotThisClusterError, match="is not on this machine"):
+        chosen({"KUBECONFIG": path, "CLUSTER_TEST_ANY": "yes"})
+    assert chosen({"KUBECONFIG": path, "CLUSTER_TEST_ANY": "1"}) == path
+
+
+def test_no_cluster_is_guessed(tmp_path: Path) -> None:
+    with pytest.raises(NotThisClusterError, match="KUBECONFIG is not set"):
+        chosen({})
+    missing = tmp_path / "none"
+    with pytest.raises(NotThisClusterError, match=f"KUBECONFIG: {missing} can't be read"):
+        chosen({"KUBECONFIG": str(missing)})
+    empty = tmp_path / "empty"
+    empty.write_text("{}", "utf-8")
+    with pytest.raises(NotThisClusterError, match="no current context"):
+        chosen({"KUBECONFIG": str(empty)})
+
+
+def test_the_command_says_why_it_does_nothing() -> None:
+    environ = {name: text for name, text in os.environ.items() if name != "KUBECONFIG"}
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster"], env={**environ, "PYTHONPATH": str(ROOT / "tests")},
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: KUBECONFIG is not set")
+
+
+def kubectl(folder: Path, labels: Mapping[str, str]) -> Cluster:
+    """A `kubectl` that knows two namespaces until it is told to delete them."""
+    state = folder / "gone"
+    namespace = json.dumps({"metadata": {"labels": dict(labels)}})
+    program = folder / "kubectl"
+    lines = [
+        "#!/bin/sh",
+        f'if [ "$1" = delete ]; then touch {state}; fi',
+        f"if [ ! -e {state} ]; then echo '{namespace}'; fi",
+    ]
+    program.write_text("\n".join(lines), "utf-8")
+    program.chmod(0o755)
+    return Cluster("/dev/null", str(program))
+
+
+def test_namespaces_of_somebody_are_left_alone(tmp_path: Path) -> None:
+    cluster = kubectl(tmp_path, {"app": "theirs"})
+    with (
+        pytest.raises(NotThisClusterError, match="namespace leaderboard is there, and not of this"),
+        emptied(cluster),
+    ):
+        raise AssertionError("got in")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_what_a_run_before_left_is_deleted(tmp_path: Path) -> None:
+    with emptied(kubectl(tmp_path, {tree.MARK: "true"})):
+        assert (tmp_path / "gone").exists()
+
+
+# --- what is applied -----------------------------------------------------------------------------
+
+
+def test_all_of_production_is_applied(built: Mapping[str, Built]) -> None:
+    assert set(tree.ORDER) == {one for one in built if "development" not in one}
+
+
+def test_all_that_is_made_is_deleted_again(built: Mapping[str, Built]) -> None:
+    """With the namespaces, or by name."""
+    loose = [
+        one
+        for folder in tree.ORDER
+        for one in built[folder].manifests
+        if one["metadata"].get("namespace") not in (tree.NAMESPACE, tree.DATA)
+        and one["kind"] != "Namespace"
+    ]
+    assert {one["kind"] for one in loose} <= {*tree.OF_NO_NAMESPACE}
+    for one in loose:
+        assert one["metadata"]["labels"]["app.kubernetes.io/part-of"] == "leaderboard"
+
+
+def test_only_foreign_kinds_that_the_cluster_has_not_are_left_out() -> None:
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}}
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "r"}}
+    topic = {"apiVersion": "kafka.strimzi.io/v1", "kind": "KafkaTopic", "metadata": {"name": "t"}}
+    scaled = {"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": {"name": "s"}}
+    every: list[dict[str, Any]] = [pod, role, topic, scaled]
+    assert tree.known(every, [("keda.sh", "ScaledObject")]) == (
+        [pod, role, scaled],
+        [("KafkaTopic.kafka.strimzi.io", "t")],
+    )
+
+
+def test_every_value_of_the_settings_is_filled_in() -> None:
+    found = {one["metadata"]["name"]: one for one in tree.settings(GIVEN)}
+    assert "web-pubsub" not in found
+    assert found["leaderboard"]["stringData"] == {"TOMBSTONE_KEY": "k" * 32}
+    assert found["kafka-on-wager"]["stringData"]["password"] == GIVEN.password
+    assert found["kafka-ca"]["stringData"]["ca.crt"] == GIVEN.authority
+    assert {one["metadata"]["namespace"] for one in found.values()} == {"leaderboard"}
+
+
+def test_only_what_is_said_differs_from_the_tree(built: Mapping[str, Built]) -> None:
+    for folder in tree.ORDER:
+        before = built[folder].manifests
+        after = list(tree.prepared(before, "http://127.0.0.1:9"))
+        for was, now in zip(before, after, strict=True):
+            if was["kind"] == "Namespace":
+                assert now["metadata"]["labels"].pop(tree.MARK) == "true"
+            if was["kind"] == "ScaledObject":
+                path = ("spec", "advanced", "horizontalPodAutoscalerConfig", "behavior")
+                was, now = copy.deepcopy(was), copy.deepcopy(now)  # noqa: PLW2901
+                for one in (was, now):
+                    behavior = one
+                    for name in path:
+                        behavior = behavior[name]
+                    del behavior["scaleDown"]
+                    for trigger in one["spec"]["triggers"]:
+                        url = trigger["metadata"].get("url", "")
+                        if "/internal/" in url:
+                            trigger["metadata"]["url"] = url[url.index("/internal/") :]
+            assert now == was
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda one: one.name)
+def test_each_fault_changes_one_manifest_and_names_a_trial(
+    fault: Any, built: Mapping[str, Built]
+) -> None:
+    assert fault.found_by in TRIALS
+    changed = []
+    for folder in tree.ORDER:
+        for one in copy.deepcopy(built[folder].manifests):
+            before = copy.deepcopy(one)
+            fault.edit(one)
+            if one != before:
+                changed.append(f"{one['kind']} {one['metadata']['name']}")
+    assert len(changed) == 1, changed
+
+
+def test_what_others_stand_on_comes_first() -> None:
+    assert tuple(TRIALS)[: len(NEEDED)] == NEEDED
+
+
+# --- waiting -------------------------------------------------------------------------------------
+
+
+def test_waiting_fails_with_what_it_waits_for() -> None:
+    assert until(lambda: 3, 1, "a number")[0] == 3
+    with pytest.raises(AssertionError, match="a number: not within 0 s"):
+        until(lambda: None, 0, "a number")
+
+
+def test_holding_fails_as_soon_as_it_does_not() -> None:
+    held(lambda: True, 0.1, "truth")
+    with pytest.raises(AssertionError, match="truth: after 0 s it did not hold"):
+        held(lambda: False, 1, "truth")
