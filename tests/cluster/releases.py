@@ -6,6 +6,7 @@ was seen instead."""
 from __future__ import annotations
 
 import base64
+import json
 import re
 import subprocess
 from typing import Final
@@ -139,11 +140,13 @@ def functions_tell_their_faults(scene: Scene) -> str:
     process = _process(scene, "missing", {k: v for k, v in missing.items() if v})
     process.start()
     code, _ = until(process.exit_code, 30, "on-wager without a password ends")
-    said = process.last_line()
+    said = process.last_line().partition(" (see ")[0]
     assert code and "KAFKA_SASL_PASSWORD" in said, f"{code}: {said}"
-    wrong = _not_ready(scene, "wrong", {**environ, "KAFKA_SASL_PASSWORD": "a wrong one"})
-    away = _not_ready(scene, "away", {**environ, "KAFKA_BOOTSTRAP_SERVERS": f"{LOOPBACK}:1"})
-    return f"“{_brief(said)}”; “{wrong}”; “{away}”"
+    other = {**environ, "KAFKA_SASL_PASSWORD": "a wrong one"}
+    wrong = _not_ready(scene, "wrong", other, "uthentication failed")
+    nowhere = {**environ, "KAFKA_BOOTSTRAP_SERVERS": f"{LOOPBACK}:1"}
+    away = _not_ready(scene, "away", nowhere, "Connection refused")
+    return f"ready with all; without the Secret “{_brief(said)}”; else “{wrong}”, “{away}”"
 
 
 def _environ(scene: Scene, name: str) -> dict[str, str]:
@@ -199,8 +202,8 @@ def _started(scene: Scene, label: str, environ: dict[str, str]) -> Process:
     return process
 
 
-def _not_ready(scene: Scene, label: str, environ: dict[str, str]) -> str:
-    """What /readyz says, as soon as it says that it is not ready, and why."""
+def _not_ready(scene: Scene, label: str, environ: dict[str, str], words: str) -> str:
+    """The line of its log that has these words, as soon as /readyz says that Kafka is away."""
     process = _process(scene, label, environ)
     process.start()
     try:
@@ -208,12 +211,16 @@ def _not_ready(scene: Scene, label: str, environ: dict[str, str]) -> str:
         def look() -> str | None:
             status, text = _readiness(_port(process))
             assert status != 200, f"on-wager is ready, with a fault: {label}"
-            return text if status == 503 and "kafka" in text.lower() else None
+            if status != 503 or json.loads(text)["dependencies"]["kafka"] == "ready":
+                return None
+            lines = process.log_path.read_text("utf-8", errors="replace").splitlines()
+            return next((one for one in lines if words in one), None)
 
         said, _ = until(look, 60, f"on-wager tells its fault ({label}): {process.last_line()}")
     finally:
         process.stop()
-    return _brief(said)
+    # Before that it is named which client it is.
+    return _brief(json.loads(said)["message"].rpartition("/bootstrap: ")[2])
 
 
 def _readiness(port: int) -> tuple[int, str]:
