@@ -5,6 +5,9 @@ reaches the gateway, which asks here before it upgrades; the answer, not the cli
 channels. One connection per player and tournament: the newest wins. A socket ends with the token
 that opened it.
 
+A way in is good from the address that asked for it. Who asks too often, and whom a tournament has
+no room for, is told so.
+
 Each decision, also a refusal, is on the topic `connections` before it takes effect. A tournament
 that the list has lost, or that is long over, is asked for in the record before it is unknown.
 Nobody who was forgotten gets in because the store has lost the request: see `is_forgotten`.
@@ -18,7 +21,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from flask import Request, Response
@@ -38,17 +41,19 @@ from leaderboard.adapters.web_pubsub_events import (
     WebPubSubEvents,
     admission,
 )
+from leaderboard.callers import Limit, Quota, network_of
 from leaderboard.errors import (
     ForbiddenError,
     LeaderboardError,
     NotFoundError,
+    TooManyError,
     TransientError,
     UnauthenticatedError,
 )
 from leaderboard.events import CONNECTIONS, ConnectionDecided, Event, format_time_ms
 from leaderboard.frames import for_part, in_part, part_of, top_frame
 from leaderboard.hosts.first_use import FirstUse
-from leaderboard.hosts.http import ANY_ROLE, Answer, Call, HttpApp, Route
+from leaderboard.hosts.http import ANY_ROLE, Answer, Call, HttpApp, ProblemError, Route
 from leaderboard.hosts.repeating import Repeating
 from leaderboard.model import TOP_VISIBLE, PlayerId, TournamentId, is_id
 from leaderboard.ports import (
@@ -65,7 +70,9 @@ from leaderboard.ports import (
 from leaderboard.reads import Tournaments
 from leaderboard.settings import (
     DatabaseSettings,
+    EntranceSettings,
     KafkaSettings,
+    LimitSettings,
     OriginSettings,
     PlayersGatewaySettings,
     RedisSettings,
@@ -73,7 +80,7 @@ from leaderboard.settings import (
     TombstoneSettings,
     load_or_exit,
 )
-from leaderboard.wiring import engine_of, gateway_of, record_of, tokens_of, way_in_of
+from leaderboard.wiring import door_of, engine_of, gateway_of, record_of, tokens_of, way_in_of
 
 SOURCE: Final = "/on-connect"
 TICKET_SECONDS: Final = 30
@@ -99,6 +106,7 @@ class Ports:
     gateway: Gateway
     way_in: Callable[[str], str]
     """The URL that a socket opens with this ticket."""
+    entry: EntranceSettings = field(default_factory=EntranceSettings)
 
 
 class WayIn(BaseModel):
@@ -124,14 +132,22 @@ def open_way(call: Call, ports: Ports) -> Answer:
     if caller.expires_at_ms <= _now_ms():
         attempt.record(ports, "token_over")
         raise UnauthenticatedError("the token's time is over")
-    if is_forgotten(ports.entrance.look(tournament_id, player_id), ports):
+    seen = ports.entrance.look(tournament_id, player_id)
+    if is_forgotten(seen, ports):
         attempt.record(ports, "player_erased")
         raise ForbiddenError("this player has been forgotten")
     if not ports.tournaments.knows(tournament_id):
         attempt.player_id = player_id
         attempt.record(ports, "unknown_tournament")
         raise NotFoundError("there is no such tournament")
-    grant = Grant(tournament_id, player_id, secrets.token_hex(16), caller.expires_at_ms)
+    if not has_room(seen, tournament_id, ports):
+        attempt.player_id = player_id
+        attempt.record(ports, "full")
+        raise ProblemError(503, "The tournament has as many connections as it may; come later.")
+    is_bound = ports.entry.ticket_address == "same" and call.address
+    network = network_of(call.address) if is_bound else None
+    connection_id = secrets.token_hex(16)
+    grant = Grant(tournament_id, player_id, connection_id, caller.expires_at_ms, network)
     ticket = ports.connections.issue(grant, TICKET_SECONDS)
     way = WayIn(
         url=ports.way_in(ticket),
@@ -142,10 +158,11 @@ def open_way(call: Call, ports: Ports) -> Answer:
 
 
 def turned_away(call: Call, error: LeaderboardError, ports: Ports) -> None:
-    """Record an attempt without a token, or with one that proves nothing."""
+    """Record an attempt without a token, with one that proves nothing, or one too many."""
     if not isinstance(error, TransientError):
         attempt = _asked_for(call, TournamentId(call.path["tournament_id"]))
-        attempt.record(ports, "unauthenticated")
+        is_too_many = isinstance(error, TooManyError)
+        attempt.record(ports, "too_many" if is_too_many else "unauthenticated")
 
 
 # --- the gateway asks about a ticket -----------------------------------------------------------
@@ -189,6 +206,13 @@ def admitted(ticket: str, attempt: Attempt, ports: Ports) -> Entry | None:
         attempt.record(ports, "player_erased")
         return None
     attempt.player_id = grant.player_id
+    if not attempt.comes_from(grant.network):
+        # Taken from its player on the way. It is used up: they ask for another one.
+        attempt.record(ports, "other_address")
+        return None
+    if not has_room(seen, grant.tournament_id, ports):
+        attempt.record(ports, "full")
+        return None
     if grant.expires_at_ms <= _now_ms():
         attempt.record(ports, "token_over")
         return None
@@ -268,6 +292,14 @@ def is_forgotten(seen: Sight, ports: Ports) -> bool:
     return ports.tournaments.has_forgotten(seen.erasure_id)
 
 
+def has_room(seen: Sight, tournament_id: TournamentId, ports: Ports) -> bool:
+    """Whether the tournament may have one more connection. Several at the same time may all find
+    the last place free."""
+    if seen.holder is not None or seen.sockets < ports.entry.sockets:
+        return True
+    return ports.connections.let_go(tournament_id) < ports.entry.sockets
+
+
 def _shown_channels(grant: Grant, part: int = 0) -> list[str]:
     tournament_id = grant.tournament_id
     return [
@@ -301,6 +333,10 @@ class Attempt:
         self.tournament_id = tournament_id
         self.player_id: PlayerId | None = None
         """Stays None for a player who was forgotten: the record must not know them again."""
+
+    def comes_from(self, network: str | None) -> bool:
+        """Whether it was made from there; a gateway that tells no address is believed."""
+        return network is None or not self._address or network_of(self._address) == network
 
     def record(self, ports: Ports, reason: str, *, allowed: bool = False) -> None:
         """Publish `connection.decided`. Raises TransientError when that takes too long."""
@@ -340,8 +376,12 @@ def keep_connections(ports: Ports) -> None:
 # --- wiring ------------------------------------------------------------------------------------
 
 
-def routes(make_ports: Callable[[], Ports], events: WebPubSubEvents | None = None) -> list[Route]:
-    """The operations of this function; `make_ports` is called with each request. With `events`
+def routes(
+    make_ports: Callable[[], Ports], a_minute: int, events: WebPubSubEvents | None = None
+) -> list[Route]:
+    """The operations of this function; `make_ports` is called with each request. A player may ask
+    for a way in `a_minute` times; not at all where nobody can count, since the tickets are in the
+    same store. With `events`
     the gateway is Azure Web PubSub, which asks in its own way; else it is one that asks about
     tickets. Nobody but the gateway that is there is answered."""
     asks = _ticket_route(make_ports) if events is None else _event_routes(make_ports, events)
@@ -355,6 +395,7 @@ def routes(make_ports: Callable[[], Ports], events: WebPubSubEvents | None = Non
             answers={201: WayIn},
             refused=lambda call, error: turned_away(call, error, make_ports()),
             max_body_bytes=1024,
+            limit=Limit(Quota("connections", a_minute), when_away="closed"),
         ),
         *asks,
     ]
@@ -405,6 +446,8 @@ _database_settings = load_or_exit(DatabaseSettings, os.environ)
 _kafka_settings = load_or_exit(KafkaSettings, os.environ)
 _token_settings = load_or_exit(TokenSettings, os.environ)
 _tombstone_settings = load_or_exit(TombstoneSettings, os.environ)
+_limits = load_or_exit(LimitSettings, os.environ)
+_entry = load_or_exit(EntranceSettings, os.environ)
 _gateway_settings = load_or_exit(PlayersGatewaySettings, os.environ)
 _client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url))
 _engine = engine_of(_database_settings)
@@ -426,6 +469,7 @@ def _make_ports() -> Ports:
         feed=_feed(),
         gateway=_gateway(),
         way_in=_way_in(),
+        entry=_entry,
     )
 
 
@@ -447,8 +491,10 @@ _events = (
 )
 app = HttpApp(
     "on-connect",
-    routes(ports, _events),
+    routes(ports, _entry.connections, _events),
     tokens=tokens,
+    door=door_of(_client, _limits.failed_tokens),
+    client_address=_limits.client_address,
     ready=_ready,
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )

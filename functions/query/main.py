@@ -22,6 +22,7 @@ from leaderboard import telemetry
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import BRIEF, RedisClient, check, connect
 from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.callers import Limit, Quota
 from leaderboard.errors import ForbiddenError, NotFoundError
 from leaderboard.events import Rules, format_time_ms
 from leaderboard.hosts.files import StaticFiles, matches
@@ -33,13 +34,14 @@ from leaderboard.reads import Reads, Seen
 from leaderboard.settings import (
     DatabaseSettings,
     HttpUrl,
+    LimitSettings,
     OriginSettings,
     RedisSettings,
     SocketUrl,
     TokenSettings,
     load_or_exit,
 )
-from leaderboard.wiring import engine_of, record_of, tokens_of
+from leaderboard.wiring import door_of, engine_of, record_of, tokens_of
 
 MAX_RADIUS = 50
 
@@ -260,8 +262,11 @@ def page_headers(page: PageSettings) -> dict[str, str]:
     return {"Content-Security-Policy": "; ".join(policy), "Referrer-Policy": "no-referrer"}
 
 
-def routes(reads: Callable[[], Reads], page: PageSettings) -> list[Route]:
-    """The operations of this function; `reads` is called with each request."""
+def routes(reads: Callable[[], Reads], page: PageSettings, a_minute: int) -> list[Route]:
+    """The operations of this function; `reads` is called with each request. A player may call
+    them `a_minute` times together. Where nobody can count they are let through: boards are read
+    also while Redis is away, and the gateway's own limit still holds."""
+    limit = Limit(Quota("requests", a_minute), when_away="open", meanwhile=True)
 
     def on(handler: Callable[[Call, Reads], Answer]) -> Callable[[Call], Answer]:
         return lambda call: handler(call, reads())
@@ -286,6 +291,7 @@ def routes(reads: Callable[[], Reads], page: PageSettings) -> list[Route]:
             query=query,
             answers={200: model, 304: None},
             headers=if_none_match,
+            limit=limit,
         )
 
     listed = Route(
@@ -296,6 +302,7 @@ def routes(reads: Callable[[], Reads], page: PageSettings) -> list[Route]:
         ANY_ROLE,
         query=ListQuery,
         answers={200: TournamentList},
+        limit=limit,
     )
     told = Route(
         "GET",
@@ -320,6 +327,7 @@ telemetry.log_json()
 _redis_settings = load_or_exit(RedisSettings, os.environ)
 _database_settings = load_or_exit(DatabaseSettings, os.environ)
 _token_settings = load_or_exit(TokenSettings, os.environ)
+_limits = load_or_exit(LimitSettings, os.environ)
 _client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url, BRIEF))
 # Each on its own: either of them may be away when this process starts.
 # Reading needs no tombstones, so this function does not get the key to them.
@@ -332,8 +340,10 @@ tokens = tokens_of(_token_settings)
 
 app = HttpApp(
     "query",
-    routes(reads, load_or_exit(PageSettings, os.environ)),
+    routes(reads, load_or_exit(PageSettings, os.environ), _limits.requests),
     tokens=tokens,
+    door=door_of(_client, _limits.failed_tokens),
+    client_address=_limits.client_address,
     ready={"redis or database": lambda: reads().check(lambda: check(_client()))},
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )

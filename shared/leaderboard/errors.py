@@ -13,6 +13,7 @@
     ├── UnauthenticatedError    no token, or one that proves nothing: 401
     ├── ForbiddenError          a sound token that may not do this: 403
     ├── NotFoundError           404
+    ├── TooManyError            more requests than a quota lets through: 429
     └── SettingsError           a setting is missing or wrong: the process does not start
 
 Anything else is a bug and stops a consumer uncommitted.
@@ -20,6 +21,7 @@ Anything else is a bug and stops a consumer uncommitted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -110,6 +112,16 @@ class ForbiddenError(LeaderboardError):
 
 class NotFoundError(LeaderboardError):
     """What was asked for does not exist."""
+
+
+class TooManyError(LeaderboardError):
+    """More than a quota lets through. `headers` tell a client what holds."""
+
+    def __init__(self, quota: str, retry_seconds: int, headers: Mapping[str, str]) -> None:
+        super().__init__(f"too many {quota}; there is room again in {retry_seconds} s")
+        self.quota = quota
+        self.retry_seconds = retry_seconds
+        self.headers = headers
 
 
 class SettingsError(LeaderboardError):

@@ -317,12 +317,14 @@ class Gateway(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a ticket stands for. `expires_at_ms` is the end of the token that opened it."""
+    """What a ticket stands for. `expires_at_ms` is the end of the token that opened it, `network`
+    where the ticket is good (`callers.network_of`), None for everywhere."""
 
     tournament_id: TournamentId
     player_id: PlayerId
     connection_id: str
     expires_at_ms: int
+    network: str | None = None
 
 
 class Connections(Protocol):
@@ -352,6 +354,10 @@ class Connections(Protocol):
     def is_spread(self, tournament_id: TournamentId) -> bool:
         """Whether some of the tournament's sockets may be in a later part than the first
         (`frames.part_of`): it has many, or had."""
+
+    def let_go(self, tournament_id: TournamentId) -> int:
+        """Forget some that are over; how many it has then. While more than a few in a hundred
+        are, some are found."""
 
     def release(self, tournament_id: TournamentId, player_id: PlayerId) -> str | None:
         """End the player's lease; the id of the connection that they had."""
@@ -424,6 +430,8 @@ class Sight:
     """Whether the board says that it has erased them; None where no board can tell."""
     holder: str | None = None
     """The id of the player's connection; None without one, and where it can't be told."""
+    sockets: int = 0
+    """`Connections.sockets`; 0 where it can't be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,7 +453,7 @@ class Entrance(Protocol):
     where all of them lie on one server."""
 
     def look(self, tournament_id: TournamentId, player_id: PlayerId) -> Sight:
-        """`Erasures.is_erased`, `Board.is_erased`, `Connections.holder`.
+        """`Erasures.is_erased`, `Board.is_erased`, `Connections.holder` and `sockets`.
 
         Raises TransientError where the request to forget can't be looked for. A board that is
         away tells nothing, and takes the leases with it: they lie beside it."""
@@ -478,20 +486,3 @@ class Revisions(Protocol):
     def annotate(self, revision: Revision, changes: Mapping[str, str | None]) -> bool:
         """Set these annotations (None: remove); False, and nothing done, where the revision is
         another one by now or gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who calls, as the token says. `expires_at_ms` is the token's end."""
-
-    subject: str
-    roles: frozenset[str]
-    expires_at_ms: int
-
-
-class Tokens(Protocol):
-    """The judge of bearer tokens."""
-
-    def verify(self, token: str) -> Caller:
-        """Who holds the token. Raises UnauthenticatedError; TransientError when no key could
-        be fetched yet."""

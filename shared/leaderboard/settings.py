@@ -402,6 +402,28 @@ class TokenSettings(_Settings):
     jwks_url: HttpUrl = Field(alias="JWKS_URL")
 
 
+class LimitSettings(_Settings):
+    """How often somebody may ask, of all replicas together, and how an address is known."""
+
+    requests: int = Field(100, alias="REQUESTS_PER_MINUTE", ge=1, le=100_000)
+    """Of each player on `query`, in every 60 s. Staff and services have no limit."""
+    failed_tokens: int = Field(300, alias="FAILED_TOKENS_PER_MINUTE", ge=0, le=100_000)
+    """Requests from one address whose token proved nothing; 0: no limit."""
+    client_address: Literal["first", "last"] = Field("last", alias="CLIENT_ADDRESS")
+    """Which element of X-Forwarded-For is the client: the first where our gateway overwrites the
+    header and nobody gets around it, the last where the proxy before us appends to it."""
+
+
+class EntranceSettings(_Settings):
+    """Who gets in, and how many."""
+
+    connections: int = Field(30, alias="CONNECTIONS_PER_MINUTE", ge=1, le=100_000)
+    """Ways in that a player may ask for, in every 60 s."""
+    sockets: int = Field(250_000, alias="SOCKETS_PER_TOURNAMENT", ge=1, le=10_000_000)
+    ticket_address: Literal["same", "any"] = Field("same", alias="TICKET_ADDRESS")
+    """From where a way in is good: the address that asked for it (of IPv6: its /64), or any."""
+
+
 class EventSettings(_Settings):
     """Whether CloudEvents are taken from whoever reaches the function: what Knative Eventing sends
     has no token. Off unless the network lets nobody else through."""

@@ -29,7 +29,8 @@ LABELS: Final = {
     "function": "name of the function, or `relay`",
     "outcome": "what became of it",
     "reason": "why: of a dead letter `dlq_reason`, of a connection the decision's reason "
-    "(`allowed` is the good one), of a concern what can't be as wanted",
+    "(`allowed` is the good one), of a request the quota (`requests`, `connections`, "
+    "`strangers`), of a concern what can't be as wanted",
     "route": "the route as declared, with its variables' names; `none` where none matched",
     "service": "name of a Knative Service",
     "since": "where the clock started: `event` (the event's own time), `ingest` (when Kafka took "
@@ -297,6 +298,14 @@ AWAY: Final = _counter(
     "times",
     "Times that a dependency was found away by a reader.",
     "dependency",
+)
+TURNED_AWAY: Final = _counter(
+    "leaderboard_turned_away",
+    "requests",
+    "Requests answered with 429, by the quota that was used up.",
+    "function",
+    "route",
+    "reason",
 )
 READY: Final = _gauge(
     "leaderboard_ready", "1 or 0", "1 when the process can do its work.", "function"

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from leaderboard.callers import Limits, Quota, Tokens
+from leaderboard.door import GuardedDoor
 from leaderboard.hosts.first_use import FirstUse
-from leaderboard.ports import Revisions, Tokens
+from leaderboard.ports import Revisions
 from leaderboard.record_ports import Record, Snapshots
 from leaderboard.settings import (
     DatabaseSettings,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from leaderboard.adapters.nchan_pods import NchanPods
+    from leaderboard.adapters.redis_client import RedisClient
     from leaderboard.adapters.web_pubsub_gateway import WebPubSubGateway
 
 
@@ -81,6 +84,18 @@ def tokens_of(settings: TokenSettings) -> FirstUse[Tokens]:
         return JwksTokens(settings)
 
     return FirstUse(make)
+
+
+def door_of(client: Callable[[], RedisClient], strangers: int) -> GuardedDoor:
+    """Who counts requests; `strangers` a minute and address may show tokens that prove nothing."""
+
+    def make() -> Limits:
+        from leaderboard.adapters.redis_limits import RedisLimits  # noqa: PLC0415 - see above
+
+        return RedisLimits(client())
+
+    quota = Quota("strangers", strangers) if strangers else None
+    return GuardedDoor(FirstUse(make), quota)
 
 
 def gateway_of(settings: GatewaySettings) -> FirstUse[NchanPods | WebPubSubGateway]:

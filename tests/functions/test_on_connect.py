@@ -36,15 +36,16 @@ from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.adapters.stepwise_entrance import StepwiseEntrance
 from leaderboard.adapters.web_pubsub_events import signature
 from leaderboard.adapters.web_pubsub_gateway import WebPubSubGateway
+from leaderboard.callers import Caller
 from leaderboard.errors import TransientError
 from leaderboard.events import CONNECTIONS, ConnectionDecided, PlayerErased, ScoreSubmitted
 from leaderboard.fold import LogEntry
 from leaderboard.model import PlayerId, TournamentId
-from leaderboard.ports import Board, Caller, Frame, Grant, Summary
+from leaderboard.ports import Board, Frame, Grant, Summary
 from leaderboard.reads import Tournaments
 from leaderboard.stack.process import LOOPBACK, Process, accepts, free_port
 from logs import START_MS, TOMBSTONE_KEY, entry, scheduled
-from ports import MemoryFeed
+from ports import KnownTokens, MemoryFeed
 from records import RecordedLog, engine_of, loaded
 from sockets import Players, PlayerSocket, eventually, players
 
@@ -227,7 +228,7 @@ def test_newest_connection_wins(scene: Scene) -> None:
 
 
 def test_socket_ends_with_its_token(scene: Scene) -> None:
-    class ShortTokens:
+    class ShortTokens(KnownTokens):
         def verify(self, token: str) -> Caller:
             expires_at_ms = int(time.time() * 1000) + 1500
             return Caller("alice", frozenset({"player"}), expires_at_ms)
@@ -372,7 +373,7 @@ def test_board_that_is_away_leaves_it_to_the_record(scene: Scene, redis_url: str
 
 
 @pytest.mark.parametrize("scene", gateways.WITH_NCHAN_S_SURFACE, indirect=True)
-def test_store_is_asked_five_times_until_a_player_is_in(
+def test_store_is_asked_six_times_until_a_player_is_in(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Most of what a connection costs is the way to the store and back. (Web PubSub tells when a
@@ -389,11 +390,11 @@ def test_store_is_asked_five_times_until_a_player_is_in(
     token = scene.token("alice")
     monkeypatch.setattr(AbstractConnection, "send_packed_command", counted)
     url = scene.post(token).json()["url"]
-    assert len(sent) == 2, "the look, and the ticket"
+    assert len(sent) == 3, "how often they asked, the look, and the ticket"
     first = scene.players.connect(url)
-    assert len(sent) == 5, "the ticket, the look, and the lease with all that belongs to it"
+    assert len(sent) == 6, "the ticket, the look, and the lease with all that belongs to it"
     second = scene.enter("alice")
-    assert len(sent) == 10, "one more is not dearer"
+    assert len(sent) == 12, "one more is not dearer"
     assert first.ends(2)
     assert second.is_open()
 

@@ -31,7 +31,9 @@ from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_entrance import RedisEntrance
 from leaderboard.adapters.redis_erasures import RedisErasures
+from leaderboard.adapters.redis_limits import RedisLimits, key_of
 from leaderboard.adapters.redis_progress import RedisProgress
+from leaderboard.callers import Quota
 from leaderboard.model import Offset
 from leaderboard.ports import Grant, Summary
 from leaderboard.stack.access_redis import (
@@ -73,6 +75,7 @@ def stores(client: RedisClient) -> SimpleNamespace:
         connections=RedisConnections(client, lambda: START_MS),
         erasures=RedisErasures(client, TOMBSTONE_KEY),
         entrance=RedisEntrance(client, TOMBSTONE_KEY, lambda: START_MS),
+        limits=RedisLimits(client),
     )
 
 
@@ -154,10 +157,25 @@ def leaves(s: SimpleNamespace, admin: SimpleNamespace) -> None:
     s.connections.left(grant(1))
 
 
+def lets_go(s: SimpleNamespace, admin: SimpleNamespace) -> None:
+    """One that is over, one that is not."""
+    admin.connections.lease(Grant(T, ALICE, "c1", START_MS - 1))
+    admin.connections.lease(Grant(T, BOB, "c2", START_MS + 900_000))
+    assert s.connections.let_go(T) == 1
+
+
 def looks(s: SimpleNamespace, admin: SimpleNamespace) -> None:
     """As a server that was started anew finds it, too: it knows no script."""
     admin.client.script_flush()
     s.entrance.look(T, BOB)
+
+
+def counts(s: SimpleNamespace, admin: SimpleNamespace) -> None:
+    """Within, too many, after the window, and after the clock was put back."""
+    quota, over = Quota("q", 1), Quota("p", 1, seconds=0)
+    admin.client.rpush(key_of(over, "b"), 2**52)
+    for one, who in ((quota, "a"), (quota, "a"), (over, "a"), (over, "a"), (over, "b")):
+        s.limits.begin(one, who).answer()
 
 
 def pends(s: SimpleNamespace, admin: SimpleNamespace) -> None:
@@ -204,11 +222,13 @@ DRIVES: Final[dict[str, Callable[[Any, Any], object]]] = {
     "connections.sockets": lambda s, a: s.connections.sockets(T),
     "connections.due": lambda s, a: s.connections.due(START_MS, 10),
     "connections.closed": lambda s, a: s.connections.closed(["c1"]),
+    "connections.let_go": lets_go,
     "connections.count": lambda s, a: s.connections.count(),
     "connections.left": leaves,
     "entrance.look": looks,
     "entrance.enter": lambda s, a: (s.entrance.enter(grant(1)), s.entrance.enter(grant(2))),
     "erasures.pending": pends,
+    "limits.begin": counts,
 }
 
 
@@ -285,6 +305,7 @@ JOINED: Final = {
         "entrance.look",
         "board.is_erased",
         "connections.holder",
+        "connections.sockets",
         "erasures.is_erased",
     },
     "entrance.enter": {
@@ -324,7 +345,8 @@ def test_function_makes_the_calls_that_it_has_the_rights_for(name: str) -> None:
     text = "\n".join(path.read_text("utf-8") for path in paths)
     if "Rebuild(" in text:
         text += (ROOT / "shared/leaderboard/rebuild.py").read_text("utf-8")
-    assert calls_in(text) == set(CALLS_OF[name])
+    counted = {"limits.begin"} if "door=door_of(" in text else set()
+    assert calls_in(text) | counted == set(CALLS_OF[name])
 
 
 def test_every_right_is_somebodys() -> None:

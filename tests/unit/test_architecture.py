@@ -23,8 +23,9 @@ CORE = {
     "ports",
 }
 CORE |= {"errors", "frames", "audit", "partitioning", "dead_letters", "record_ports", "prewarming"}
+CORE |= {"callers"}
 LEAVES = {"settings", "telemetry"}
-JOINING = {"guard", "reads", "rebuild"}
+JOINING = {"door", "guard", "reads", "rebuild"}
 """What several functions make of several ports; they know no adapter."""
 CORE_LIBRARIES = {"pydantic", "pydantic_core", "sortedcontainers"}
 AUDIT_LIBRARIES = {"cryptography"}

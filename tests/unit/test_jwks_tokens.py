@@ -3,66 +3,33 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 import json
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from joserfc import jwt
-from joserfc.jwk import ECKey, RSAKey
+from joserfc.jwk import ECKey
 
+from issuing import (
+    AUDIENCE,
+    FOREIGN_KEY,
+    ISSUER,
+    KEY,
+    NEXT_KEY,
+    KeyServer,
+    claims,
+    hmac_signed,
+    part,
+    published,
+    signed,
+)
 from leaderboard.adapters import jwks_tokens
 from leaderboard.adapters.jwks_tokens import LEEWAY_SECONDS, JwksTokens
 from leaderboard.errors import TransientError, UnauthenticatedError
 from leaderboard.settings import TokenSettings, load
-
-ISSUER = "https://issuer.example"
-AUDIENCE = "leaderboard"
-KEY = RSAKey.generate_key(2048)
-NEXT_KEY = RSAKey.generate_key(2048)
-FOREIGN_KEY = RSAKey.generate_key(2048)
-
-
-def published(key: RSAKey, kid: str, **changes: Any) -> dict[str, Any]:
-    return {**key.as_dict(private=False), "kid": kid, "use": "sig", "alg": "RS256", **changes}
-
-
-class KeyServer:
-    """Publishes whatever keys it is told to, or answers with an error."""
-
-    def __init__(self) -> None:
-        self.keys: list[dict[str, Any]] = [published(KEY, "k1")]
-        self.status = 200
-        self.raw: bytes | None = None
-        self.asked = 0
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                server.asked += 1
-                body = server.raw or json.dumps({"keys": server.keys}).encode()
-                self.send_response(server.status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/jwks.json"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+from running import wait_for
 
 
 class Clock:
@@ -89,30 +56,6 @@ def clock() -> Clock:
 def tokens(server: KeyServer, clock: Clock) -> JwksTokens:
     environ = {"JWT_ISSUER": ISSUER, "JWT_AUDIENCE": AUDIENCE, "JWKS_URL": server.url}
     return JwksTokens(load(TokenSettings, environ), monotonic=clock)
-
-
-def claims(**changes: Any) -> dict[str, Any]:
-    now = int(time.time())
-    sound = {
-        "iss": ISSUER,
-        "aud": AUDIENCE,
-        "exp": now + 900,
-        "iat": now,
-        "sub": "alice",
-        "roles": ["player"],
-    }
-    return {name: value for name, value in (sound | changes).items() if value is not None}
-
-
-def signed(key: Any = KEY, header: dict[str, Any] | None = None, **changes: Any) -> str:
-    head = {"alg": "RS256", "kid": "k1", **(header or {})}
-    shown = {name: value for name, value in head.items() if value is not None}
-    return jwt.encode(shown, claims(**changes), key, algorithms=["RS256", "ES256", "RS512"])
-
-
-def _part(value: Any) -> str:
-    raw = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def test_sound_token_tells_who_calls(tokens: JwksTokens) -> None:
@@ -167,16 +110,14 @@ def test_unsigned_token_proves_nothing(tokens: JwksTokens) -> None:
         header = {"alg": alg, "kid": "k1", "typ": "JWT"}
         for signature in ("", "AAAA", signed().rpartition(".")[2]):
             with pytest.raises(UnauthenticatedError):
-                tokens.verify(f"{_part(header)}.{_part(claims())}.{signature}")
+                tokens.verify(f"{part(header)}.{part(claims())}.{signature}")
 
 
 def test_public_key_is_no_hmac_secret(tokens: JwksTokens) -> None:
     for alg in ("HS256", "RS256"):
         for secret in (KEY.as_pem(private=False), KEY.as_der(private=False)):
-            text = f"{_part({'alg': alg, 'kid': 'k1', 'typ': 'JWT'})}.{_part(claims())}"
-            mac = hmac.new(secret, text.encode(), hashlib.sha256).digest()
             with pytest.raises(UnauthenticatedError):
-                tokens.verify(f"{text}.{_part(mac)}")
+                tokens.verify(hmac_signed(secret, alg))
 
 
 def test_other_algorithms_prove_nothing(tokens: JwksTokens, server: KeyServer) -> None:
@@ -192,7 +133,7 @@ def test_tampered_token_proves_nothing(tokens: JwksTokens) -> None:
     header, _, signature = signed().split(".")
     for forged in (claims(sub="bob"), claims(roles=["operator"]), b"\xff", b"[]", b'"x"'):
         with pytest.raises(UnauthenticatedError):
-            tokens.verify(f"{header}.{_part(forged)}.{signature}")
+            tokens.verify(f"{header}.{part(forged)}.{signature}")
     whole = signed()
     with pytest.raises(UnauthenticatedError):
         tokens.verify(whole[:-10] + ("A" if whole[-10] != "A" else "B") + whole[-9:])
@@ -211,7 +152,7 @@ def test_key_of_another_issuer_proves_nothing(tokens: JwksTokens) -> None:
 @pytest.mark.parametrize("kid", [None, "", 7, ["k1"]])
 def test_token_has_to_name_its_key(tokens: JwksTokens, kid: Any) -> None:
     header = {"alg": "RS256", "typ": "JWT"} | ({} if kid is None else {"kid": kid})
-    text = f"{_part(header)}.{_part(claims())}"
+    text = f"{part(header)}.{part(claims())}"
     with pytest.raises(UnauthenticatedError):
         tokens.verify(f"{text}.{signed().rpartition('.')[2]}")
 
@@ -242,9 +183,9 @@ def test_nonsense_proves_nothing(tokens: JwksTokens, token: str) -> None:
 
 
 def test_unknown_critical_header_is_refused(tokens: JwksTokens) -> None:
-    header = _part({"alg": "RS256", "kid": "k1", "typ": "JWT", "crit": ["b64"], "b64": False})
+    header = part({"alg": "RS256", "kid": "k1", "typ": "JWT", "crit": ["b64"], "b64": False})
     with pytest.raises(UnauthenticatedError):
-        tokens.verify(f"{header}.{_part(claims())}.{signed().rpartition('.')[2]}")
+        tokens.verify(f"{header}.{part(claims())}.{signed().rpartition('.')[2]}")
 
 
 def test_keys_are_fetched_once(tokens: JwksTokens, server: KeyServer) -> None:
@@ -351,3 +292,102 @@ def test_unusable_published_keys_are_left_out(
     with pytest.raises(UnauthenticatedError):
         tokens.verify(signed())
     assert tokens.verify(signed(NEXT_KEY, {"kid": "k2"})).subject == "alice"
+
+
+def test_known_is_who_was_checked_before_and_still_holds(
+    tokens: JwksTokens, server: KeyServer, clock: Clock
+) -> None:
+    token = signed()
+    assert tokens.known(token) is None
+    caller = tokens.verify(token)
+    assert tokens.known(token) == caller
+    assert tokens.known(signed(sub="bob")) is None
+    server.keys = [published(NEXT_KEY, "k2")]
+    clock.now += 301
+    assert tokens.known(token) is None
+
+
+def test_keys_change_with_an_overlap_and_nobody_notices(
+    tokens: JwksTokens, server: KeyServer, clock: Clock
+) -> None:
+    """Publish, wait longer than keys are kept, sign, wait for the last tokens, retire."""
+    old, new = signed(), signed(NEXT_KEY, {"kid": "k2"})
+    tokens.verify(old)
+    server.keys.append(published(NEXT_KEY, "k2"))
+    for passed in (0, 301, 301):
+        clock.now += passed
+        assert tokens.verify(old).subject == "alice"
+    asked = server.asked
+    assert tokens.verify(new).subject == "alice"
+    assert server.asked == asked, "the first token of the new key costs no fetch"
+    server.keys = [published(NEXT_KEY, "k2")]
+    clock.now += 301
+    assert tokens.verify(new).subject == "alice"
+    with pytest.raises(UnauthenticatedError):
+        tokens.verify(old)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig"])
+def test_header_is_utf_8_and_nothing_that_python_would_guess(
+    tokens: JwksTokens, encoding: str
+) -> None:
+    text = json.dumps({"alg": "RS256", "kid": "k1", "typ": "JWT"})
+    header = base64.urlsafe_b64encode(text.encode(encoding)).rstrip(b"=").decode()
+    with pytest.raises(UnauthenticatedError):
+        tokens.verify(f"{header}.{signed().partition('.')[2]}")
+
+
+def test_time_beyond_all_numbers_is_no_bug(tokens: JwksTokens) -> None:
+    for exp in (1e300, 10**300):
+        assert tokens.verify(signed(exp=exp)).subject == "alice"
+    for name in ("exp", "nbf", "iat"):
+        for value in (float("inf"), float("nan")):
+            with pytest.raises(UnauthenticatedError):
+                tokens.verify(signed(**{name: value}))
+
+
+def test_made_up_keys_hold_few_threads_while_the_issuer_hangs(
+    tokens: JwksTokens, server: KeyServer, clock: Clock
+) -> None:
+    """Known keys go on, and most who name unknown ones are told at once to come later."""
+    tokens.verify(signed())
+    clock.now += 11
+    server.answering.clear()
+    told: list[tuple[float, type[Exception]]] = []
+
+    def attack(number: int) -> None:
+        began = time.monotonic()
+        with pytest.raises((UnauthenticatedError, TransientError)) as refused:
+            tokens.verify(signed(FOREIGN_KEY, {"kid": f"made-up-{number}"}))
+        told.append((time.monotonic() - began, refused.type))
+
+    attackers = [threading.Thread(target=attack, args=(n,)) for n in range(16)]
+    try:
+        for one in attackers:
+            one.start()
+        wait_for(lambda: len(told) == 16 - jwks_tokens.WAITING, 1.5)
+        assert {kind for _, kind in told} == {TransientError}
+        for _ in range(3):
+            began = time.monotonic()
+            assert tokens.verify(signed(sub=f"p{began}")).subject == f"p{began}"
+            assert time.monotonic() - began < 0.5
+    finally:
+        server.answering.set()
+        for one in attackers:
+            one.join()
+    assert server.asked == 2
+    assert [kind for _, kind in told].count(UnauthenticatedError) == jwks_tokens.WAITING
+
+
+def test_issuer_that_drips_is_left_in_time(
+    tokens: JwksTokens, server: KeyServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece comes in time; all of it would not."""
+    monkeypatch.setattr(jwks_tokens, "FETCH_SECONDS", 0.3)
+    tokens.verify(signed())
+    server.drip_seconds = 0.05
+    clock.now += 301
+    began = time.monotonic()
+    assert tokens.verify(signed()).subject == "alice"
+    assert time.monotonic() - began < 1.5
+    assert server.asked == 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import json
 import threading
@@ -21,8 +22,8 @@ from joserfc.errors import JoseError
 from joserfc.jwk import RSAKey
 from joserfc.jws import JWSRegistry
 
+from leaderboard.callers import Caller
 from leaderboard.errors import TransientError, UnauthenticatedError
-from leaderboard.ports import Caller
 from leaderboard.settings import TokenSettings
 
 ROLES: Final = frozenset({"player", "operator", "auditor", "service"})
@@ -35,6 +36,9 @@ LEEWAY_SECONDS: Final = 30
 PROVEN_TOKENS: Final = 10_000
 """Of so many callers each process remembers that their signature is right (some 5 MB)."""
 FETCH_SECONDS: Final = 2.0
+"""Of each step of a fetch, and of all of it that comes after the headers."""
+WAITING: Final = 4
+"""Callers with an unknown key who wait for a fetch; while other keys are known, those."""
 _TYPES: Final = frozenset({"jwt", "at+jwt", "application/at+jwt"})
 
 
@@ -49,7 +53,7 @@ class _Proven(NamedTuple):
 
 
 class JwksTokens:
-    """`ports.Tokens` over a JWKS address. Safe for several threads; fetches on first use.
+    """`callers.Tokens` over a JWKS address. Safe for several threads; fetches on first use.
 
     Keys are fetched again when they are older than `max_age_seconds`, or when a token names one
     that we do not know, but never more often than every `interval_seconds`. An issuer that is
@@ -79,19 +83,26 @@ class JwksTokens:
         self._max_age_seconds = max_age_seconds
         self._monotonic = monotonic
         self._lock = threading.Lock()
+        self._waiting = threading.BoundedSemaphore(WAITING)
         self._keys: Mapping[str, RSAKey] = {}
         self._fetched_at: float | None = None
         self._tried_at: float | None = None
         self._proven: dict[bytes, _Proven] = {}
         self._proving = threading.Lock()
 
+    def known(self, token: str) -> Caller | None:
+        """As the port says."""
+        proven = self._proven.get(_mark(token))
+        if proven is not None and self._still_holds(proven):
+            return proven.caller
+        return None
+
     def verify(self, token: str) -> Caller:
         """Who holds the token. Raises UnauthenticatedError, without saying to a stranger what
         exactly was wrong; TransientError when no key could be fetched yet."""
-        mark = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-        proven = self._proven.get(mark)
-        if proven is not None and self._still_holds(proven):
-            return proven.caller
+        known = self.known(token)
+        if known is not None:
+            return known
         kid = _kid_of(token)
         key = self._key(kid)
         try:
@@ -103,20 +114,21 @@ class JwksTokens:
         with self._proving:
             while len(self._proven) >= PROVEN_TOKENS:
                 del self._proven[next(iter(self._proven))]
-            self._proven[mark] = _Proven(kid, key, decoded.claims["exp"], caller)
+            self._proven[_mark(token)] = _Proven(kid, key, decoded.claims["exp"], caller)
         return caller
 
     def _still_holds(self, proven: _Proven) -> bool:
         """The same comparisons as when it was checked. (What it may not be used before is past.)"""
-        is_over = proven.expires_s <= int(time.time()) - LEEWAY_SECONDS
-        return not is_over and self._key(proven.kid) is proven.key
+        if proven.expires_s <= int(time.time()) - LEEWAY_SECONDS:
+            return False
+        with contextlib.suppress(UnauthenticatedError, TransientError):
+            return self._key(proven.kid) is proven.key
+        return False
 
     def _key(self, kid: str) -> RSAKey:
         key = self._keys.get(kid)
         if key is None:
-            with self._lock:
-                if kid not in self._keys:
-                    self._refresh()
+            self._look_for(kid)
             key = self._keys.get(kid)
         elif self._is_old() and self._lock.acquire(blocking=False):
             # One thread pays for the refresh; the others go on with what is known.
@@ -130,6 +142,18 @@ class JwksTokens:
         if self._fetched_at is None:
             raise TransientError("the issuer's keys can't be fetched")
         raise UnauthenticatedError("the token names no key of the issuer")
+
+    def _look_for(self, kid: str) -> None:
+        """Fetch because of a key that we do not know. While somebody does, few others wait for
+        it: names of keys can be made up, and an issuer that hangs must not hold every thread."""
+        if not self._waiting.acquire(blocking=not self._keys):
+            raise TransientError("the issuer's keys are being fetched")
+        try:
+            with self._lock:
+                if kid not in self._keys:
+                    self._refresh()
+        finally:
+            self._waiting.release()
 
     def _is_old(self) -> bool:
         fetched_at = self._fetched_at
@@ -156,10 +180,10 @@ def _fetch(url: str) -> Mapping[str, RSAKey]:
         with httpx.stream("GET", url, timeout=FETCH_SECONDS, follow_redirects=False) as answer:
             if answer.status_code != 200:
                 return {}
-            text = b""
+            text, until = b"", time.monotonic() + FETCH_SECONDS
             for piece in answer.iter_bytes():
                 text += piece
-                if len(text) > MAX_JWKS_BYTES:
+                if len(text) > MAX_JWKS_BYTES or time.monotonic() > until:
                     return {}
         published = json.loads(text)["keys"]
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
@@ -188,6 +212,10 @@ def _usable(published: Any) -> tuple[str, RSAKey] | None:
     return kid, key
 
 
+def _mark(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
 def _kid_of(token: str) -> str:
     """The key that the token names. Nothing else of an unchecked header is used."""
     problem = UnauthenticatedError("the token is no RS256 JWT with a kid")
@@ -195,7 +223,9 @@ def _kid_of(token: str) -> str:
         raise problem
     part = token.partition(".")[0]
     try:
-        header = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+        # UTF-8 and nothing else (RFC 8725 §3.7); Python would guess.
+        decoded = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)).decode("utf-8")
+        header = json.loads(decoded)
     except (binascii.Error, ValueError, RecursionError):
         raise problem from None
     if not isinstance(header, dict) or header.get("alg") != ALGORITHM:
@@ -213,7 +243,7 @@ def _caller(claims: Mapping[str, Any]) -> Caller:
     if not isinstance(subject, str) or not 0 < len(subject) <= 256:
         raise UnauthenticatedError("the token names nobody")
     known = ROLES & {role for role in roles if isinstance(role, str)} if _is_list(roles) else set()
-    return Caller(subject, frozenset(known), int(claims["exp"] * 1000))
+    return Caller(subject, frozenset(known), int(claims["exp"]) * 1000)
 
 
 def _is_list(value: object) -> bool:

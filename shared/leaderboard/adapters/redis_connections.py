@@ -31,6 +31,8 @@ MAX_TICKET_LENGTH: Final = 64
 OPENING_MS: Final = 1000
 """A socket whose way in was just used may take this long until the gateway knows its channel."""
 ATTEMPTS: Final = 16
+LOOKED_AT: Final = 100
+"""Leases, of which those that are over are let go, when there seem to be too many."""
 
 # Compare and set: KEYS[1] the hash; ARGV: player, value expected ('' for none), new value ('' to
 # remove), milliseconds that the hash has to live on, from how many leases on they are many. Answers
@@ -55,6 +57,18 @@ return 1
 """
 
 
+# KEYS[1] the hash; ARGV: how many to look at, now. Answers how many are left.
+_LET_GO: Final = """
+local some = redis.call('HRANDFIELD', KEYS[1], ARGV[1], 'WITHVALUES')
+for i = 1, #some, 2 do
+  if tonumber(string.match(some[i + 1], '^%d+')) <= tonumber(ARGV[2]) then
+    redis.call('HDEL', KEYS[1], some[i])
+  end
+end
+return redis.call('HLEN', KEYS[1])
+"""
+
+
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -75,6 +89,7 @@ class RedisConnections:
                 "player_id": grant.player_id,
                 "connection_id": grant.connection_id,
                 "expires_at_ms": grant.expires_at_ms,
+                "network": grant.network,
             }
         )
         with transient():
@@ -97,6 +112,7 @@ class RedisConnections:
             PlayerId(found["player_id"]),
             found["connection_id"],
             found["expires_at_ms"],
+            found.get("network"),
         )
 
     def lease(self, grant: Grant) -> str | None:
@@ -135,6 +151,13 @@ class RedisConnections:
         """As the port says."""
         with transient():
             return bool(self._client.hexists(leases_key(tournament_id), ""))
+
+    def let_go(self, tournament_id: TournamentId) -> int:
+        """As the port says. Looks at a hundred by chance."""
+        key, now = leases_key(tournament_id), self._now_ms()
+        with transient():
+            left: Any = self._client.eval(_LET_GO, 1, key, str(LOOKED_AT), str(now))
+        return int(left)
 
     def release(self, tournament_id: TournamentId, player_id: PlayerId) -> str | None:
         """End the player's lease; the id of the connection that they had."""

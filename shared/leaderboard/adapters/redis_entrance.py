@@ -1,6 +1,6 @@
 """The questions of a decision about a connection in one round trip each, where one server has all.
 
-`look` reads three keys; in which order does not matter, since `enter` looks for the erasure once
+`look` reads three places; in which order does not matter, since `enter` looks for the erasure once
 more when the lease stands. `enter` is one script there: what is due, the lease and the look at
 the erasure are one step, in this order, so a write that is refused leaves the ones after it undone.
 
@@ -80,11 +80,12 @@ class RedisEntrance:
         if isinstance(self._client, RedisCluster):
             return self._stepwise.look(tournament_id, player_id)
         erasure_id = self._erasures.id_of(player_id)
-        asked, tombstone, held = in_one_trip(
+        asked, tombstone, lease, sockets = in_one_trip(
             self._client,
             ("EXISTS", erasure_key(erasure_id)),
             self._board.erased_command(tournament_id, player_id),
             ("HGET", leases_key(tournament_id), player_id),
+            ("HLEN", leases_key(tournament_id)),
         )
         if answer_of(asked):
             return Sight(erasure_id, is_asked=True)
@@ -93,7 +94,8 @@ class RedisEntrance:
                 erasure_id,
                 is_asked=False,
                 tombstone=self._tombstone(tournament_id, player_id, tombstone),
-                holder=lease_of(answer_of(held) or b"", self._now_ms()),
+                holder=lease_of(answer_of(lease) or b"", self._now_ms()),
+                sockets=answer_of(sockets),
             )
         except TransientError as error:
             board_is_away(error)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from redis import ConnectionPool, RedisCluster
 from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from leaderboard.adapters.redis_client import Command, RedisClient, transient
 from leaderboard.errors import ForeignLogError
@@ -81,14 +82,17 @@ class Sent:
         self._pool = pool
         self._connection = connection
 
-    def answer(self) -> Any:
+    def answer(self, *, again: bool = True) -> Any:
         """Raises TransientError. Where the answer does not come, or tells to go elsewhere, the
-        call is made again in the ordinary way."""
+        call is made again in the ordinary way; without `again` not where it took too long."""
         try:
             answer = self._connection.read_response()
-        except RedisError:
+        except RedisError as error:
             self.abandon()
-            return self._again()
+            if again or not isinstance(error, RedisTimeoutError):
+                return self._again()
+            with transient():
+                raise
         except BaseException:
             self.abandon()
             raise

@@ -27,12 +27,14 @@ class StepwiseEntrance:
             return Sight(erasure_id, is_asked=True)
         tombstone: bool | None = None
         holder: str | None = None
+        sockets = 0
         try:
             tombstone = self._board.is_erased(tournament_id, player_id)
             holder = self._connections.holder(tournament_id, player_id)
+            sockets = self._connections.sockets(tournament_id)
         except TransientError as error:
             board_is_away(error)
-        return Sight(erasure_id, is_asked=False, tombstone=tombstone, holder=holder)
+        return Sight(erasure_id, is_asked=False, tombstone=tombstone, holder=holder, sockets=sockets)
 
     def enter(self, grant: Grant) -> Entered:
         """As the port says."""

@@ -16,9 +16,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from flask import Request, Response
 from pydantic import BaseModel, ValidationError
@@ -28,17 +28,18 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllo
 from werkzeug.routing import BaseConverter, Map, Rule
 
 from leaderboard import telemetry
+from leaderboard.callers import Caller, Door, Limit, Tokens
 from leaderboard.errors import (
     ForbiddenError,
     LeaderboardError,
     NotFoundError,
     Refusal,
     RefusedError,
+    TooManyError,
     TransientError,
     UnauthenticatedError,
 )
 from leaderboard.hosts.collector import settle
-from leaderboard.ports import Caller, Tokens
 
 MAX_BODY_BYTES: Final = 64 * 1024
 DISCARDED_BYTES: Final = 4 * 1024 * 1024
@@ -47,6 +48,7 @@ SETTLES_AT: Final = frozenset({20, 1000})
 """Answers after which what a process keeps has been made: drivers, connections, schemas."""
 PROBLEM_TYPE: Final = "application/problem+json"
 _ALLOWED_HEADERS: Final = "authorization, content-type, idempotency-key, if-none-match"
+_EXPOSED_HEADERS: Final = "Date, ETag, Location, RateLimit, RateLimit-Policy, Retry-After"
 logger = logging.getLogger(__name__)
 
 
@@ -102,6 +104,7 @@ class Route:
     answers: Mapping[int, type[BaseModel] | None] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     problems: frozenset[int] = frozenset()
+    limit: Limit | None = None
     max_body_bytes: int = MAX_BODY_BYTES
     documented: bool = True
     refused: Callable[[Call, LeaderboardError], None] | None = None
@@ -140,7 +143,9 @@ class HttpApp:
 
     `tokens` is called on the first authenticated request (the framework forks after import, so
     nothing may connect before). `ready` maps a dependency's name to a check that raises when it
-    is away. `origins` are the web origins whose pages may call."""
+    is away. `origins` are the web origins whose pages may call. `door` counts for the routes that
+    have a limit. A client's address is the last element of X-Forwarded-For, appended by the proxy
+    before us, or the first, where that is a gateway's which overwrites the header."""
 
     def __init__(
         self,
@@ -150,12 +155,16 @@ class HttpApp:
         tokens: Callable[[], Tokens] | None = None,
         ready: Mapping[str, Callable[[], object]] | None = None,
         origins: Sequence[str] = (),
+        door: Door | None = None,
+        client_address: Literal["first", "last"] = "last",
     ) -> None:
         self.name = name
         self.routes = (*routes, *self._own_routes())
         self._tokens = tokens
         self._ready = dict(ready or {})
         self._origins = frozenset(origins)
+        self._door = door
+        self._client_address = client_address
         self._answered = itertools.count(1)
         self._map = Map(
             [Rule(r.path, methods=[r.method], endpoint=i) for i, r in enumerate(self.routes)],
@@ -176,6 +185,9 @@ class HttpApp:
                 response = _respond(self._serve(route, path, request))
         except LeaderboardError as error:
             response = _problem_of(error)
+            if isinstance(error, TooManyError):
+                path_told = route.path if route else "none"
+                telemetry.TURNED_AWAY.labels(self.name, path_told, error.quota).inc()
         except HTTPException as error:
             response = problem(error.code or 500, error.description or "")
             if isinstance(error, MethodNotAllowed) and error.valid_methods:
@@ -203,40 +215,57 @@ class HttpApp:
 
     def _serve(self, route: Route, path: Mapping[str, str], request: Request) -> Answer:
         headers = _AnyCase(request.headers)
-        # Whoever calls may send this header too: only the last element is our gateway's.
-        forwarded = headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
-        address = forwarded or request.remote_addr or ""
-        caller = None
+        address = self._address_of(headers, request)
+        caller: Caller | None = None
+        told = _nothing_told
         if route.roles is not None:
             try:
-                caller = self._authenticate(request)
+                caller = self._authenticate(headers, address)
                 if not caller.roles & route.roles:
                     raise ForbiddenError("none of your roles may do this")
+                told = self._counted(route, caller)
             except LeaderboardError as error:
                 if route.refused is not None:
                     route.refused(Call(path, headers, b"", address, caller), error)
                 raise
-        raw = _body_of(request, route.max_body_bytes)
-        query = _validated(route.query, request.args.to_dict(), "query")
-        body = None
-        if route.body is not None and (raw or not route.body_optional):
-            body = _validated_json(route.body, raw)
-        return route.handler(
-            Call(
-                path=path,
-                headers=headers,
-                raw_body=raw,
-                address=address,
-                caller=caller,
-                query=query,
-                body=body,
-            )
-        )
+        try:
+            answer = _handled(route, Call(path, headers, b"", address, caller), request)
+        finally:
+            # Also where it failed: who asks too often is told that first.
+            headers_told = told()
+        return replace(answer, headers={**answer.headers, **headers_told})
 
-    def _authenticate(self, request: Request) -> Caller:
+    def _address_of(self, headers: Mapping[str, str], request: Request) -> str:
+        # Whoever calls may send this header too: only one element is our gateway's.
+        elements = headers.get("X-Forwarded-For", "").split(",")
+        told = elements[0 if self._client_address == "first" else -1].strip()
+        return told or request.remote_addr or ""
+
+    def _authenticate(self, headers: Mapping[str, str], address: str) -> Caller:
         if self._tokens is None:
             raise UnauthenticatedError("this function knows no issuer")
-        return self._tokens().verify(bearer_of(_AnyCase(request.headers)))
+        try:
+            token = bearer_of(headers)
+            tokens = self._tokens()
+            if (known := tokens.known(token)) is not None:
+                return known
+            if self._door is not None:
+                self._door.meet(address)
+            return tokens.verify(token)
+        except UnauthenticatedError:
+            if self._door is not None:
+                self._door.proved_nothing(address)
+            raise
+
+    def _counted(self, route: Route, caller: Caller) -> Callable[[], Mapping[str, str]]:
+        """What is to be told of the limit, to be asked for when the answer is there."""
+        if route.limit is None or self._door is None or caller.roles & STAFF:
+            return _nothing_told
+        begun = self._door.begin(route.limit, caller.subject)
+        if route.limit.meanwhile:
+            return begun.settle
+        told = begun.settle()
+        return lambda: told
 
     def _allow_origin(self, request: Request, response: Response) -> None:
         origin = request.headers.get("Origin")
@@ -244,7 +273,7 @@ class HttpApp:
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers["Access-Control-Allow-Headers"] = _ALLOWED_HEADERS
             response.headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST"
-            response.headers["Access-Control-Expose-Headers"] = "Date, ETag, Location, Retry-After"
+            response.headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
             response.headers["Access-Control-Max-Age"] = "600"
         if self._origins:
             response.headers.add("Vary", "Origin")
@@ -292,6 +321,20 @@ class HttpApp:
         from leaderboard.hosts.openapi import document  # noqa: PLC0415 - only who asks pays
 
         return document(self.name, self.routes)
+
+
+def _nothing_told() -> Mapping[str, str]:
+    return {}
+
+
+def _handled(route: Route, call: Call, request: Request) -> Answer:
+    """The route's answer, after body and query were checked."""
+    raw = _body_of(request, route.max_body_bytes)
+    query = _validated(route.query, request.args.to_dict(), "query")
+    body = None
+    if route.body is not None and (raw or not route.body_optional):
+        body = _validated_json(route.body, raw)
+    return route.handler(replace(call, raw_body=raw, query=query, body=body))
 
 
 def bearer_of(headers: Mapping[str, str]) -> str:
@@ -345,6 +388,11 @@ def _problem_of(error: LeaderboardError) -> Response:
             return problem(403, str(error))
         case NotFoundError():
             return problem(404, str(error))
+        case TooManyError():
+            response = problem(429, "More requests than are let through in a minute; come later.")
+            response.headers["Retry-After"] = str(error.retry_seconds)
+            response.headers.update(error.headers)
+            return response
         case TransientError():
             logger.warning("a dependency is away", extra=telemetry.fields(error=str(error)))
             return problem(503, "A part that this needs is away; try again.")

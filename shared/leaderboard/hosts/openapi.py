@@ -148,6 +148,8 @@ def _problems(route: Route) -> dict[str, Any]:
         statuses |= {400}
     if route.body is not None:
         statuses |= {422}
+    if route.limit is not None:
+        statuses |= {429}
     if _VARIABLE.search(route.path):
         statuses |= {404}
     statuses |= route.problems

@@ -110,18 +110,21 @@ CALLS: Final[Mapping[str, Uses]] = {
     "connections.live": _uses("HMGET", reads=[_SOCKETS]),
     "connections.is_spread": _uses("HEXISTS", reads=[_SOCKETS]),
     "connections.sockets": _uses("HLEN", reads=[_SOCKETS]),
+    "connections.let_go": _uses("EVAL HDEL HLEN HRANDFIELD", [_SOCKETS]),
     "connections.due": _uses("ZRANGEBYSCORE", reads=[_DUE]),
     "connections.closed": _uses("ZREM", [_DUE]),
     "connections.count": _uses("ZCARD", reads=[_DUE]),
     "connections.left": _uses("EVAL HDEL HGET ZREM", [_SOCKETS, _DUE]),
     "entrance.look": _uses(
-        f"{_READING} EXISTS HGET HMGET", reads=[*_SHOWN, *_of_board("out"), _SOCKETS, "erasures:*"]
+        f"{_READING} EXISTS HGET HLEN HMGET",
+        reads=[*_SHOWN, *_of_board("out"), _SOCKETS, "erasures:*"],
     ),
     "entrance.enter": _uses(
         f"{_SCRIPT} EXISTS HGET HLEN HSET PEXPIRE PTTL ZADD",
         [_SOCKETS, _DUE],
         given=["erasures:*"],
     ),
+    "limits.begin": _uses(f"{_SCRIPT} LINDEX LLEN LPOP PEXPIRE RPUSH TIME UNLINK", ["limit:*"]),
 }
 """By port and call; `begin` of a board is `apply`, and `around` is `player`."""
 
@@ -139,12 +142,13 @@ CALLS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "archive": (
         "board.expire", "board.rows", "board.top", "directory.remove", "progress.forget",
     ),
-    "query": _READS,
+    "query": (*_READS, "limits.begin"),
     "on-connect": (
         "board.is_erased", "board.top", "connections.closed", "connections.count",
         "connections.due", "connections.holder", "connections.issue", "connections.lease",
-        "connections.left", "connections.redeem", "connections.release", "connections.sockets",
-        "directory.find", "entrance.enter", "entrance.look", "erasures.is_erased",
+        "connections.left", "connections.let_go", "connections.redeem", "connections.release",
+        "connections.sockets", "directory.find", "entrance.enter", "entrance.look",
+        "erasures.is_erased", "limits.begin",
     ),
     "erase": (
         "board.is_erased", "board.is_in", "board.player", "board.top", "connections.holder",

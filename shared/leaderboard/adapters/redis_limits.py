@@ -1,0 +1,82 @@
+"""Quotas in Redis, exact: the times of those who got through, one list a quota and caller.
+
+    limit:{<quota>:<hash>}   microseconds of the server's clock, oldest first, at most `most`
+
+A request gets through when fewer than `most` did in the window that ends with it; so no window of
+that length, wherever it begins, has more (a bucket that refills would let nearly twice as many
+through in some). One call each, by the server's own clock: processes need not agree on the time.
+The list ends with its window. Callers are hashed: an address or a name is never in a key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final
+
+from leaderboard.adapters.redis_client import RedisClient, check
+from leaderboard.adapters.redis_scripts import Script, Sent
+from leaderboard.callers import Counted, Quota
+
+# KEYS[1] the list. ARGV: how many, the window in µs. Answers 1 or 0, how many are left, and the
+# microseconds until there is room for more.
+#
+# A clock that was put back (a replica took over) stands still until it is where it was; by more
+# than a window, and nobody could wait for that: counting begins anew. The list lives a second
+# longer than its window: it must not go a moment before its times do.
+COUNT: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local most, window = tonumber(ARGV[1]), tonumber(ARGV[2])
+local last = tonumber(redis.call('LINDEX', KEYS[1], -1) or 0)
+if last > now + window then
+  redis.call('UNLINK', KEYS[1])
+elseif last > now then
+  now = last
+end
+local first = tonumber(redis.call('LINDEX', KEYS[1], 0) or now)
+while first <= now - window do
+  redis.call('LPOP', KEYS[1])
+  first = tonumber(redis.call('LINDEX', KEYS[1], 0) or now)
+end
+local count = redis.call('LLEN', KEYS[1])
+if count >= most then
+  local freeing = tonumber(redis.call('LINDEX', KEYS[1], count - most))
+  return {0, 0, freeing + window - now}
+end
+redis.call('RPUSH', KEYS[1], string.format('%.0f', now))
+redis.call('PEXPIRE', KEYS[1], math.ceil(window / 1000) + 1000)
+return {1, most - count - 1, first + window - now}
+"""
+
+
+class RedisLimits:
+    """`callers.Limits` on Redis, single or clustered. Safe for several threads."""
+
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+        self._count = Script(client, COUNT, read_only=False)
+
+    def begin(self, quota: Quota, who: str) -> _Counting:
+        """As the port says."""
+        key = key_of(quota, who)
+        return _Counting(self._count.begin([key], quota.most, quota.seconds * 1_000_000))
+
+    def check(self) -> None:
+        """As the port says."""
+        check(self._client)
+
+
+class _Counting:
+    def __init__(self, sent: Sent) -> None:
+        self._sent = sent
+
+    def answer(self) -> Counted:
+        answer: Any = self._sent.answer(again=False)
+        is_within, left, more_us = answer
+        return Counted(bool(is_within), left, more_us)
+
+
+def key_of(quota: Quota, who: str) -> bytes:
+    """Where this caller's times are."""
+    hashed = hashlib.sha256(who.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return f"limit:{{{quota.name}:{hashed}}}".encode()
