@@ -7,11 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 import sqlalchemy as sa
@@ -37,12 +38,14 @@ from leaderboard.adapters.stepwise_entrance import StepwiseEntrance
 from leaderboard.adapters.web_pubsub_events import signature
 from leaderboard.adapters.web_pubsub_gateway import WebPubSubGateway
 from leaderboard.callers import Caller
+from leaderboard.door import GuardedDoor
 from leaderboard.errors import TransientError
 from leaderboard.events import CONNECTIONS, ConnectionDecided, PlayerErased, ScoreSubmitted
 from leaderboard.fold import LogEntry
 from leaderboard.model import PlayerId, TournamentId
 from leaderboard.ports import Board, Frame, Grant, Summary
 from leaderboard.reads import Tournaments
+from leaderboard.settings import EntranceSettings, load
 from leaderboard.stack.process import LOOPBACK, Process, accepts, free_port
 from logs import START_MS, TOMBSTONE_KEY, entry, scheduled
 from ports import KnownTokens, MemoryFeed
@@ -651,3 +654,131 @@ def test_gateway_that_is_not_there_is_not_answered(scene: Scene) -> None:
     asked = httpx.get(f"{scene.url}/internal/authorize", headers={"X-Ticket": "x"})
     assert asked.status_code == (404 if is_service else 403)
     assert httpx.post(scene.url + EVENTS, json={}).status_code == (401 if is_service else 404)
+
+
+# --- how often, how many, from where -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("scene", gateways.WITH_NCHAN_S_SURFACE, indirect=True)
+def test_ticket_that_was_stolen_opens_nothing_elsewhere(scene: Scene) -> None:
+    """And it is used up: not even who was robbed gets in with it, but with a new one."""
+    token = scene.token("alice")
+    for asked, tried in (
+        ("192.0.2.7", LOOPBACK),
+        ("2001:db8:1:2::7", LOOPBACK),
+        ("6.6.6.6, 192.0.2.7", LOOPBACK),
+    ):
+        answer = httpx.post(scene.url + OPEN, headers={**token, "X-Forwarded-For": asked})
+        assert scene.players.refused(answer.json()["url"]) == 403
+        last = scene.decided()[-1]
+        assert (last.reason, last.player_id, last.address) == ("other_address", "alice", tried)
+        assert scene.players.refused(answer.json()["url"]) == 403
+        assert scene.decided()[-1].reason == "unknown_ticket"
+    assert scene.connections.holder(T, PlayerId("alice")) is None
+    assert scene.enter("alice").is_open()
+
+
+@pytest.mark.parametrize("scene", gateways.WITH_NCHAN_S_SURFACE, indirect=True)
+def test_ticket_may_be_good_from_everywhere(scene: Scene) -> None:
+    ports = scene.one.main.ports()
+    scene.one.main.ports.put(replace(ports, entry=entry_settings(TICKET_ADDRESS="any")))
+    headers = {**scene.token("alice"), "X-Forwarded-For": "192.0.2.7"}
+    answer = httpx.post(scene.url + OPEN, headers=headers)
+    assert scene.players.connect(answer.json()["url"]).is_open()
+
+
+def entry_settings(**given: str) -> EntranceSettings:
+    return load(EntranceSettings, given)
+
+
+def test_player_asks_for_so_many_ways_in_a_minute(scene: Scene) -> None:
+    alice = scene.token("alice")
+    told = [scene.post(alice) for _ in range(32)]
+    assert [one.status_code for one in told] == [201] * 30 + [429] * 2
+    assert told[29].headers["RateLimit"].startswith('"connections";r=0;')
+    assert 55 <= int(told[-1].headers["Retry-After"]) <= 60
+    assert [one.reason for one in scene.decided()] == ["too_many"] * 2
+    assert {one.address for one in scene.decided()} == {LOOPBACK}
+    assert scene.post(scene.token("bob")).status_code == 201
+    assert scene.players.connect(told[0].json()["url"]).is_open()
+
+
+def test_tournament_has_so_many_sockets(scene: Scene) -> None:
+    ports = scene.one.main.ports()
+    scene.one.main.ports.put(replace(ports, entry=entry_settings(SOCKETS_PER_TOURNAMENT="2")))
+    late = scene.way_in("late")["url"]
+    alice, bob = scene.enter("alice"), scene.enter("bob")
+    full = scene.post(scene.token("carol"))
+    assert (full.status_code, full.headers["Retry-After"]) == (503, "1")
+    assert scene.players.refused(late) == 403
+    assert [one.reason for one in scene.decided()][-2:] == ["full", "full"]
+    # Who is in comes in again: that is no connection more.
+    again = scene.enter("alice")
+    assert alice.ends(2)
+    assert again.is_open()
+    assert bob.is_open()
+    scene.connections.release(T, PlayerId("bob"))
+    assert scene.enter("carol").is_open()
+
+
+def test_leases_that_are_over_take_nobodys_place(scene: Scene) -> None:
+    ports = scene.one.main.ports()
+    scene.one.main.ports.put(replace(ports, entry=entry_settings(SOCKETS_PER_TOURNAMENT="5")))
+    now = int(time.time() * 1000)
+    for number in range(40):
+        gone = Grant(T, PlayerId(f"gone{number}"), f"c{number}", now - 1000)
+        scene.connections.lease(gone)
+    scene.connections.lease(Grant(T, PlayerId("stays"), "c", now + 900_000))
+    assert scene.connections.held(T) == 41
+    assert scene.enter("alice").is_open()
+    assert scene.connections.held(T) == 2
+
+
+def test_storm_leaves_no_more_than_a_connection_a_player(scene: Scene, redis_url: str) -> None:
+    """Three players, each from three programs at once, as fast as they can: what stays is bounded,
+    and everybody else is served as if nothing was."""
+    tokens = {name: scene.token(name) for name in ("p1", "p2", "p3")}
+    statuses: list[int] = []
+
+    def storm(name: str) -> None:
+        with httpx.Client() as client:
+            for _ in range(60):
+                answer = client.post(scene.url + OPEN, headers=tokens[name])
+                statuses.append(answer.status_code)
+                if answer.status_code == 201:
+                    with suppress(aiohttp.WSServerHandshakeError):
+                        scene.players.connect(answer.json()["url"])
+
+    storms = [threading.Thread(target=storm, args=(name,)) for name in tokens for _ in range(3)]
+    for one in storms:
+        one.start()
+    began = time.monotonic()
+    assert scene.enter("bob").is_open()
+    assert time.monotonic() - began < 5
+    for one in storms:
+        one.join()
+    assert statuses.count(201) == 3 * 30
+    assert statuses.count(429) == 9 * 60 - 90
+    players = [PlayerId(name) for name in tokens]
+    eventually(lambda: scene.connections.held(T) <= len(tokens) + 1)
+    assert scene.connections.live(T, players) <= set(players)
+    with closing(connect(redis_url)) as client:
+        kept = [key for pattern in ("limit:*", "ticket:*") for key in client.scan_iter(pattern)]
+        assert len(kept) <= 4 + 90
+        assert all(0 < client.pttl(key) <= 61_000 for key in kept)
+    # Those that lost are due, and closed: what is left is one each, and bob's.
+    eventually(lambda: scene.connections.count() <= len(tokens) + 1)
+
+
+def test_way_in_is_refused_while_nobody_can_count(scene: Scene) -> None:
+    class Away:
+        def begin(self, quota: Any, who: str) -> Any:
+            raise TransientError("away")
+
+        def check(self) -> None:
+            raise TransientError("away")
+
+    away: Any = Away()
+    scene.one.main.app._door = GuardedDoor(lambda: away)
+    answer = scene.post(scene.token("alice"))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")

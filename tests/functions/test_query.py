@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hosting import SETTINGS, Hosted, Keeper, bearer, check_description, hosted
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.callers import Caller
 from leaderboard.fold import LogEntry
 from leaderboard.model import TournamentId
 from logs import END_MS, START_MS, TOMBSTONE_KEY, T, ended, joined, scheduled, scored, wagered
@@ -411,6 +413,9 @@ def test_function_describes_itself(query: Hosted) -> None:
         ("JWT_ISSUER", None),
         ("ALLOWED_ORIGINS", "play.example"),
         ("PAGE_CONNECT_URL", "connect.example"),
+        ("REQUESTS_PER_MINUTE", "0"),
+        ("FAILED_TOKENS_PER_MINUTE", "-1"),
+        ("CLIENT_ADDRESS", "middle"),
     ],
 )
 def test_wrong_setting_stops_the_start_and_is_named(
@@ -423,6 +428,91 @@ def test_wrong_setting_stops_the_start_and_is_named(
         pass
     assert stopped.value.code == 2
     assert name in capsys.readouterr().err
+
+
+# --- how often a player may ask ----------------------------------------------------------------
+
+
+@contextmanager
+def limited(redis_url: str, database: sa.Engine, **settings: str) -> Iterator[Hosted]:
+    """With few requests a minute."""
+    given = {**SETTINGS, "REDIS_URL": redis_url, "DATABASE_URL": str(database.url), **settings}
+    with hosted("query", {"REQUESTS_PER_MINUTE": "5", **given}) as one:
+        one.main.tokens.put(KnownTokens())
+        yield one
+
+
+def test_player_asks_so_many_times_a_minute_on_all_routes_together(
+    redis_url: str, log: Log, database: sa.Engine
+) -> None:
+    """And of all replicas: two of them here."""
+    paths = [path for path in OF_ALICE + OPEN_TO_PLAYERS if "page" not in path][:5]
+    with limited(redis_url, database) as one, limited(redis_url, database) as other:
+        left = []
+        for number, path in enumerate(paths):
+            answer = (one, other)[number % 2].client.get(path, headers=ALICE)
+            assert answer.status_code == 200, path
+            assert answer.headers["RateLimit-Policy"] == '"requests";q=5;w=60'
+            left.append(answer.headers["RateLimit"].split(";")[1])
+        assert left == ["r=4", "r=3", "r=2", "r=1", "r=0"]
+        for replica in (one, other, one):
+            answer = replica.client.get(paths[0], headers=ALICE)
+            assert answer.status_code == 429
+            assert answer.content_type == "application/problem+json"
+            assert answer.get_json()["status"] == 429
+            assert 55 <= int(answer.headers["Retry-After"]) <= 60
+            assert answer.headers["RateLimit"].startswith('"requests";r=0;t=')
+        assert other.client.get(paths[-1], headers=bearer("bob", "player")).status_code == 200
+        for role in ("operator", "auditor", "service"):
+            for _ in range(7):
+                told = one.client.get(paths[0], headers=bearer("alice", role))
+                assert (told.status_code, told.headers.get("RateLimit")) == (200, None)
+
+
+def test_default_is_a_hundred_a_minute(query: Hosted) -> None:
+    for _ in range(100):
+        assert query.client.get("/v1/tournaments", headers=ALICE).status_code == 200
+    assert query.client.get("/v1/tournaments", headers=ALICE).status_code == 429
+
+
+def test_anothers_standing_and_unknown_things_count_too(
+    redis_url: str, log: Log, database: sa.Engine
+) -> None:
+    with limited(redis_url, database) as one:
+        for path in ("t1/players/bob", "nowhere", "t1/standings?limit=0", "t1", "t1/players/bob"):
+            assert one.client.get(f"/v1/tournaments/{path}", headers=ALICE).status_code != 429
+        assert one.client.get("/v1/tournaments/t1", headers=ALICE).status_code == 429
+
+
+def test_reads_go_on_uncounted_while_redis_is_away(without_redis: Hosted) -> None:
+    for _ in range(120):
+        answer = without_redis.client.get("/v1/tournaments/t1/standings", headers=ALICE)
+        assert (answer.status_code, answer.get_json()["source"]) == (200, "record")
+        assert "RateLimit" not in answer.headers
+
+
+def test_address_whose_tokens_prove_nothing_is_told_to_wait(
+    redis_url: str, log: Log, database: sa.Engine
+) -> None:
+    path = "/v1/tournaments"
+    with limited(redis_url, database, FAILED_TOKENS_PER_MINUTE="3") as one:
+        one.main.tokens.put(RemembersAlice())
+        bad = {"Authorization": "Bearer nonsense", "X-Forwarded-For": "192.0.2.1, 2001:db8:1:2::7"}
+        same = {**bad, "X-Forwarded-For": "192.0.2.9, 2001:db8:1:2:9::"}
+        told = [one.client.get(path, headers=h).status_code for h in (bad, same, bad, same, bad)]
+        assert told == [401, 401, 401, 429, 429]
+        for headers, status in (
+            ({**ALICE, "X-Forwarded-For": "2001:db8:1:2::7"}, 200),
+            ({**bearer("bob", "player"), "X-Forwarded-For": "2001:db8:1:2::7"}, 429),
+            ({**bearer("bob", "player"), "X-Forwarded-For": "2001:db8:1:3::7"}, 200),
+            ({**bad, "X-Forwarded-For": "2001:db8:1:3::7"}, 401),
+        ):
+            assert one.client.get(path, headers=headers).status_code == status
+
+
+class RemembersAlice(KnownTokens):
+    def known(self, token: str) -> Caller | None:
+        return self.verify(token) if token.startswith("alice") else None
 
 
 # --- the page ----------------------------------------------------------------------------------

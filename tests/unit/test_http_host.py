@@ -12,15 +12,18 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import pytest
 from flask import Request
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from prometheus_client import REGISTRY
 from pydantic import BaseModel, Field
 from werkzeug.test import Client, TestResponse
 
+from leaderboard.callers import Caller, Limit, Quota
 from leaderboard.errors import (
     BoardBehindError,
     ForbiddenError,
     NotFoundError,
     Refusal,
     RefusedError,
+    TooManyError,
     TransientError,
 )
 from leaderboard.hosts import http
@@ -459,3 +462,172 @@ def test_a_served_process_settles_when_it_has_what_it_keeps_and_a_test_never(
         answered.append(client.get("/open", environ_overrides=given).status_code)
     assert set(answered) == {200}
     assert settled == ([20, 1_000] if is_served else [])
+
+
+# --- how often somebody may ask ----------------------------------------------------------------
+
+
+class Countdown:
+    """`callers.Door` of one quota for everybody; what it is asked, in order."""
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+        self.asked: list[str] = []
+        self.is_away = False
+
+    def meet(self, address: str) -> None:
+        self.asked.append(f"meet {address}")
+        self._take("strangers", 0)
+
+    def proved_nothing(self, address: str) -> None:
+        self.asked.append(f"proved nothing {address}")
+        self._take("strangers", 1)
+
+    def begin(self, limit: Limit, subject: str) -> Countdown:
+        self.asked.append(f"begin {subject}")
+        if self.is_away:
+            raise TransientError("nobody can count")
+        return self
+
+    def settle(self) -> dict[str, str]:
+        self.asked.append("settle")
+        self._take("requests", 1)
+        return {"RateLimit": f'"requests";r={self.left};t=60'}
+
+    def _take(self, quota: str, number: int) -> None:
+        if self.left < max(number, 1):
+            raise TooManyError(quota, 7, {"RateLimit": f'"{quota}";r=0;t=7'})
+        self.left -= number
+
+
+class KnowsAlice(KnownTokens):
+    """Has checked her token before."""
+
+    def known(self, token: str) -> Caller | None:
+        return self.verify(token) if token.startswith("alice") else None
+
+
+def _limited(door: Countdown, handled: list[str], *, meanwhile: bool = True) -> Client:
+    def handler(call: Call) -> Answer:
+        handled.append(call.authenticated().subject)
+        door.asked.append("handle")
+        if call.path.get("thing_id") == "none":
+            raise NotFoundError("no such thing")
+        return Answer({}, headers={"ETag": '"1"'})
+
+    limit = Limit(Quota("requests", 1), "open", meanwhile=meanwhile)
+    refused = handled.append
+    routes = [
+        Route(
+            "GET",
+            "/things/<thing_id>",
+            "One.",
+            handler,
+            ANY_ROLE,
+            query=Page,
+            limit=limit,
+            refused=lambda call, error: refused(f"refused {call.caller and call.caller.subject}"),
+        ),
+        Route("GET", "/free", "F.", lambda call: Answer({}), ANY_ROLE),
+    ]
+    return _client(HttpApp("host", routes, tokens=KnowsAlice, door=door))
+
+
+def _too_many(response: TestResponse) -> None:
+    assert response.status_code == 429
+    assert response.content_type == "application/problem+json"
+    assert response.headers["Retry-After"] == "7"
+    assert "r=0" in response.headers["RateLimit"]
+
+
+def test_reads_are_counted_while_they_are_handled() -> None:
+    door, handled = Countdown(1), list[str]()
+    client = _limited(door, handled)
+    answer = client.get("/things/a", headers=_as("alice:player"))
+    assert (answer.status_code, answer.headers["RateLimit"]) == (200, '"requests";r=0;t=60')
+    assert answer.headers["ETag"] == '"1"'
+    assert door.asked == ["begin alice", "handle", "settle"]
+    before = REGISTRY.get_sample_value("leaderboard_turned_away_total", TURNED_AWAY) or 0.0
+    _too_many(client.get("/things/a", headers=_as("alice:player")))
+    after = REGISTRY.get_sample_value("leaderboard_turned_away_total", TURNED_AWAY)
+    assert after == before + 1
+
+
+TURNED_AWAY = {"function": "host", "route": "/things/<thing_id>", "reason": "requests"}
+
+
+def test_what_has_an_effect_is_counted_before() -> None:
+    door, handled = Countdown(1), list[str]()
+    client = _limited(door, handled, meanwhile=False)
+    answer = client.get("/things/a", headers=_as("alice:player"))
+    assert answer.headers["RateLimit"] == '"requests";r=0;t=60'
+    assert door.asked == ["begin alice", "settle", "handle"]
+    _too_many(client.get("/things/a", headers=_as("alice:player")))
+    assert handled == ["alice", "refused alice"]
+
+
+@pytest.mark.parametrize("path", ["/things/none", "/things/a?limit=x"])
+def test_requests_that_fail_count_too(path: str) -> None:
+    door = Countdown(1)
+    client = _limited(door, [])
+    assert client.get(path, headers=_as("alice:player")).status_code in (400, 404)
+    _too_many(client.get(path, headers=_as("alice:player")))
+
+
+@pytest.mark.parametrize("role", ["operator", "auditor", "service", "player,service"])
+def test_staff_and_services_are_not_counted(role: str) -> None:
+    door = Countdown(0)
+    for _ in range(3):
+        answer = _limited(door, []).get("/things/a", headers=_as(f"alice:{role}"))
+        assert answer.status_code == 200
+    assert door.asked == ["handle"] * 3
+
+
+def test_routes_without_a_limit_are_not_counted() -> None:
+    door = Countdown(0)
+    assert _limited(door, []).get("/free", headers=_as("alice:player")).status_code == 200
+    assert door.asked == []
+
+
+def test_closed_route_is_503_while_nobody_can_count() -> None:
+    door = Countdown(5)
+    door.is_away = True
+    handled: list[str] = []
+    answer = _limited(door, handled).get("/things/a", headers=_as("alice:player"))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert handled == ["refused alice"]
+
+
+def test_strangers_are_met_before_their_token_is_looked_at() -> None:
+    door = Countdown(2)
+    client = _limited(door, [])
+    at = {"environ_overrides": {"REMOTE_ADDR": "192.0.2.1"}}
+    assert client.get("/free", headers=_as("nonsense"), **at).status_code == 401
+    assert client.get("/free", **at).status_code == 401
+    told = ["meet 192.0.2.1", "proved nothing 192.0.2.1", "proved nothing 192.0.2.1"]
+    assert door.asked == told
+    # Now also a sound token gets no answer, unless it was known before.
+    _too_many(client.get("/free", headers=_as("bob:player"), **at))
+    assert client.get("/free", headers=_as("alice:player"), **at).status_code == 200
+
+
+def test_first_address_is_believed_where_a_gateway_overwrites_the_header() -> None:
+    app = HttpApp("host", ROUTES, tokens=KnownTokens, client_address="first")
+    for header, address in (
+        ("203.0.113.9, 10.0.0.1, 10.0.0.2", "203.0.113.9"),
+        ("203.0.113.9", "203.0.113.9"),
+        (" , 10.0.0.1", "127.0.0.1"),
+    ):
+        headers = {"X-Forwarded-For": header}
+        peer = {"REMOTE_ADDR": "127.0.0.1"}
+        told = _client(app).get("/open", headers=headers, environ_overrides=peer)
+        assert told.get_json()["at"] == address
+
+
+def test_limit_is_in_the_description() -> None:
+    limit = Limit(Quota("requests", 1), "open")
+    limited = Route("GET", "/limited", "L.", _told, ANY_ROLE, limit=limit)
+    told = HttpApp("host", [limited, *ROUTES], tokens=KnownTokens).openapi()
+    OpenAPIV31SpecValidator(told).validate()
+    assert "429" in told["paths"]["/limited"]["get"]["responses"]
+    assert "429" not in told["paths"]["/things"]["post"]["responses"]
