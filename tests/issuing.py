@@ -13,6 +13,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 
@@ -106,3 +108,10 @@ def hmac_signed(secret: bytes, alg: str = "HS256", **changes: Any) -> str:
     """Signed with a secret that everybody knows: the public key."""
     text = f"{part({'alg': alg, 'kid': 'k1', 'typ': 'JWT'})}.{part(claims(**changes))}"
     return f"{text}.{part(hmac.new(secret, text.encode(), hashlib.sha256).digest())}"
+
+
+def signed_as_it_is(header: bytes, payload: Any) -> str:
+    """With the sound key, whatever the header says: no library would sign such a thing."""
+    text = f"{part(header)}.{part(payload)}"
+    signature = KEY.private_key.sign(text.encode(), PKCS1v15(), SHA256())
+    return f"{text}.{part(signature)}"

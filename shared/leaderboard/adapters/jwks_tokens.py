@@ -228,8 +228,8 @@ def _kid_of(token: str) -> str:
         header = json.loads(decoded)
     except (binascii.Error, ValueError, RecursionError):
         raise problem from None
-    if not isinstance(header, dict) or header.get("alg") != ALGORITHM:
-        raise problem
+    if not isinstance(header, dict) or header.get("alg") != ALGORITHM or "crit" in header:
+        raise problem  # no token of ours has an extension that has to be understood
     kid, kind = header.get("kid"), header.get("typ", "JWT")
     if not isinstance(kid, str) or not kid:
         raise problem
