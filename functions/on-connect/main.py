@@ -18,12 +18,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from attempts import Attempt, now_ms
 from flask import Request, Response
 from pydantic import BaseModel
 
@@ -50,7 +49,7 @@ from leaderboard.errors import (
     TransientError,
     UnauthenticatedError,
 )
-from leaderboard.events import CONNECTIONS, ConnectionDecided, Event, format_time_ms
+from leaderboard.events import format_time_ms
 from leaderboard.frames import for_part, in_part, part_of, top_frame
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import ANY_ROLE, Answer, Call, HttpApp, ProblemError, Route
@@ -64,7 +63,6 @@ from leaderboard.ports import (
     Frame,
     Gateway,
     Grant,
-    Outgoing,
     Sight,
 )
 from leaderboard.reads import Tournaments
@@ -82,14 +80,12 @@ from leaderboard.settings import (
 )
 from leaderboard.wiring import door_of, engine_of, gateway_of, record_of, tokens_of, way_in_of
 
-SOURCE: Final = "/on-connect"
 TICKET_SECONDS: Final = 30
 RECORD_SECONDS: Final = 2.0
 LINGER_MS: Final = 5
 """Attempts at the same time share a request to the broker, which costs it more than they do."""
 CLOSING_SECONDS: Final = 0.5
 CLOSING_BATCH: Final = 500
-MAX_USER_AGENT: Final = 512
 EVENTS_PATH: Final = "/v1/web-pubsub/events"
 logger = logging.getLogger("on-connect")
 
@@ -129,7 +125,7 @@ def open_way(call: Call, ports: Ports) -> Answer:
         attempt.record(ports, "forbidden")
         raise ForbiddenError("only a player has a connection of their own")
     player_id = PlayerId(caller.subject)
-    if caller.expires_at_ms <= _now_ms():
+    if caller.expires_at_ms <= now_ms():
         attempt.record(ports, "token_over")
         raise UnauthenticatedError("the token's time is over")
     seen = ports.entrance.look(tournament_id, player_id)
@@ -151,7 +147,7 @@ def open_way(call: Call, ports: Ports) -> Answer:
     ticket = ports.connections.issue(grant, TICKET_SECONDS)
     way = WayIn(
         url=ports.way_in(ticket),
-        expires_at=format_time_ms(_now_ms() + TICKET_SECONDS * 1000),
+        expires_at=format_time_ms(now_ms() + TICKET_SECONDS * 1000),
         channels=_shown_channels(grant),
     )
     return Answer(way, status=201)
@@ -213,7 +209,7 @@ def admitted(ticket: str, attempt: Attempt, ports: Ports) -> Entry | None:
     if not has_room(seen, grant.tournament_id, ports):
         attempt.record(ports, "full")
         return None
-    if grant.expires_at_ms <= _now_ms():
+    if grant.expires_at_ms <= now_ms():
         attempt.record(ports, "token_over")
         return None
     attempt.record(ports, "allowed", allowed=True)
@@ -322,37 +318,6 @@ def _close_at_once(ports: Ports, channel: str) -> None:
         logger.warning("a socket stays open a little", extra=telemetry.fields(error=str(error)))
 
 
-class Attempt:
-    """One attempt to connect, with what could be established about it."""
-
-    def __init__(
-        self, address: str, user_agent: str, tournament_id: TournamentId | None = None
-    ) -> None:
-        self._address = address
-        self._user_agent = user_agent[:MAX_USER_AGENT]
-        self.tournament_id = tournament_id
-        self.player_id: PlayerId | None = None
-        """Stays None for a player who was forgotten: the record must not know them again."""
-
-    def comes_from(self, network: str | None) -> bool:
-        """Whether it was made from there; a gateway that tells no address is believed."""
-        return network is None or not self._address or network_of(self._address) == network
-
-    def record(self, ports: Ports, reason: str, *, allowed: bool = False) -> None:
-        """Publish `connection.decided`. Raises TransientError when that takes too long."""
-        decided = ConnectionDecided(
-            tournament_id=self.tournament_id,
-            player_id=self.player_id,
-            allowed=allowed,
-            reason=reason,
-            address=self._address or None,
-            user_agent=self._user_agent or None,
-        )
-        event = Event(str(uuid.uuid4()), SOURCE, _now_ms(), decided, subject=self.player_id)
-        ports.feed.publish([Outgoing(CONNECTIONS, event)])
-        telemetry.CONNECTIONS.labels(reason).inc()
-
-
 # --- closing what is due -----------------------------------------------------------------------
 
 
@@ -369,7 +334,7 @@ def close_due(ports: Ports, now_ms: int) -> int:
 
 def keep_connections(ports: Ports) -> None:
     """What is due by the clock: close what has to be closed, and tell how many there are."""
-    close_due(ports, _now_ms())
+    close_due(ports, now_ms())
     telemetry.OPEN_CONNECTIONS.set(ports.connections.count())
 
 
@@ -434,10 +399,6 @@ def _event_routes(make_ports: Callable[[], Ports], events: WebPubSubEvents) -> l
             answers={200: None, 204: None},
         ),
     ]
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 telemetry.log_json()

@@ -729,9 +729,9 @@ def test_leases_that_are_over_take_nobodys_place(scene: Scene) -> None:
         gone = Grant(T, PlayerId(f"gone{number}"), f"c{number}", now - 1000)
         scene.connections.lease(gone)
     scene.connections.lease(Grant(T, PlayerId("stays"), "c", now + 900_000))
-    assert scene.connections.held(T) == 41
+    assert scene.connections.sockets(T) == 41
     assert scene.enter("alice").is_open()
-    assert scene.connections.held(T) == 2
+    assert scene.connections.sockets(T) == 2
 
 
 def test_storm_leaves_no_more_than_a_connection_a_player(scene: Scene, redis_url: str) -> None:
@@ -760,7 +760,7 @@ def test_storm_leaves_no_more_than_a_connection_a_player(scene: Scene, redis_url
     assert statuses.count(201) == 3 * 30
     assert statuses.count(429) == 9 * 60 - 90
     players = [PlayerId(name) for name in tokens]
-    eventually(lambda: scene.connections.held(T) <= len(tokens) + 1)
+    eventually(lambda: scene.connections.sockets(T) <= len(tokens) + 1)
     assert scene.connections.live(T, players) <= set(players)
     with closing(connect(redis_url)) as client:
         kept = [key for pattern in ("limit:*", "ticket:*") for key in client.scan_iter(pattern)]

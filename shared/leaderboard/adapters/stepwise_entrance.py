@@ -34,7 +34,9 @@ class StepwiseEntrance:
             sockets = self._connections.sockets(tournament_id)
         except TransientError as error:
             board_is_away(error)
-        return Sight(erasure_id, is_asked=False, tombstone=tombstone, holder=holder, sockets=sockets)
+        return Sight(
+            erasure_id, is_asked=False, tombstone=tombstone, holder=holder, sockets=sockets
+        )
 
     def enter(self, grant: Grant) -> Entered:
         """As the port says."""
