@@ -36,7 +36,8 @@ more, so the sooner its players are elsewhere the better."""
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one pod takes: sockets, and from one address sockets, openings and reads a second."""
+    """What one pod takes: sockets, and from one address sockets, openings and reads a second, and
+    openings at the same time."""
 
     sockets: int = 10_000
     sockets_of_client: int = 200
@@ -45,12 +46,14 @@ class Limits:
     opening_burst: int = 100
     asking_a_second: int = 50
     asking_burst: int = 200
+    opening_at_once: int = 50
+    """A body that comes in drops holds a connection, however small it is."""
 
     def values(self) -> dict[str, int]:
         return {name.upper(): getattr(self, name) for name in Limits.__slots__}
 
 
-LAPTOP_LIMITS: Final = Limits(20_000, 20_000, 100_000, 100_000, 100_000, 100_000)
+LAPTOP_LIMITS: Final = Limits(20_000, 20_000, 100_000, 100_000, 100_000, 100_000, 100_000)
 """All players of a laptop have one address."""
 _PLACEHOLDER: Final = re.compile(r"\$\{([A-Z_]+)\}")
 _SAFE_VALUE: Final = re.compile(r"[^\s;{}\"'#$\\]+( [^\s;{}\"'#$\\]+)*")
