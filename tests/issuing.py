@@ -113,5 +113,7 @@ def hmac_signed(secret: bytes, alg: str = "HS256", **changes: Any) -> str:
 def signed_as_it_is(header: bytes, payload: Any) -> str:
     """With the sound key, whatever the header says: no library would sign such a thing."""
     text = f"{part(header)}.{part(payload)}"
-    signature = KEY.private_key.sign(text.encode(), PKCS1v15(), SHA256())
+    private = KEY.private_key
+    assert private is not None
+    signature = private.sign(text.encode(), PKCS1v15(), SHA256())
     return f"{text}.{part(signature)}"

@@ -147,12 +147,11 @@ def ended(sockets: list[socket.socket], within_seconds: float) -> int:
             selector.register(one, selectors.EVENT_READ)
         while count < len(sockets) and (left := deadline - time.monotonic()) > 0:
             for key, _ in selector.select(left):
-                one = key.fileobj
-                assert isinstance(one, socket.socket)
+                assert isinstance(key.fileobj, socket.socket)
                 with contextlib.suppress(ConnectionError):
-                    if one.recv(65536):
+                    if key.fileobj.recv(65536):
                         continue
-                selector.unregister(one)
+                selector.unregister(key.fileobj)
                 count += 1
     return count
 
