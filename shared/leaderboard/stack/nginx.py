@@ -53,7 +53,7 @@ class Limits:
         return {name.upper(): getattr(self, name) for name in Limits.__slots__}
 
 
-LAPTOP_LIMITS: Final = Limits(20_000, 20_000, 100_000, 100_000, 100_000, 100_000, 100_000)
+LAPTOP_LIMITS: Final = Limits(20_000, 20_000, 100_000, 100_000, 100_000, 100_000, 20_000)
 """All players of a laptop have one address."""
 _PLACEHOLDER: Final = re.compile(r"\$\{([A-Z_]+)\}")
 _SAFE_VALUE: Final = re.compile(r"[^\s;{}\"'#$\\]+( [^\s;{}\"'#$\\]+)*")
