@@ -136,14 +136,17 @@ class Interrupted(Generic[P]):
 
 
 class Countdown:
-    """Raises TransientError at the n-th step, shared by all ports of one test; then never again."""
+    """Raises TransientError at the n-th step, shared by all ports of one test; then never again.
 
-    def __init__(self, steps: int) -> None:
+    `killed` is raised in its place, for a process that does not live to handle it."""
+
+    def __init__(self, steps: int, killed: BaseException | None = None) -> None:
         self.left = steps
         self.bit = False
+        self._error = killed or TransientError("interrupted here")
 
     def step(self) -> None:
         self.left -= 1
         if self.left == 0:
             self.bit = True
-            raise TransientError("interrupted here")
+            raise self._error

@@ -4,7 +4,7 @@ Anyone with a token reads the boards; a player reads only their own standing and
 staff read everyone's. Each answer is one board at one sequence, which is its ETag. It comes from
 the board itself in one round trip; where that is away, missing or behind, and for tournaments long
 over, the same comes from the record and says so (`source`). What nobody can tell is 503, never
-empty.
+empty. What is held on a player they get by `export`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+from export import ExportPage, ExportQuery, Exports, export
 from flask import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,6 +32,7 @@ from leaderboard.hosts.http import ANY_ROLE, STAFF, Answer, Call, HttpApp, Route
 from leaderboard.model import PlayerId, Standing, State, TournamentId, masked, percentile
 from leaderboard.ports import BoardView
 from leaderboard.reads import Reads, Seen
+from leaderboard.record_ports import Holdings
 from leaderboard.settings import (
     DatabaseSettings,
     HttpUrl,
@@ -41,7 +43,7 @@ from leaderboard.settings import (
     TokenSettings,
     load_or_exit,
 )
-from leaderboard.wiring import door_of, engine_of, record_of, tokens_of
+from leaderboard.wiring import door_of, engine_of, holdings_of, record_of, tokens_of
 
 MAX_RADIUS = 50
 
@@ -262,10 +264,15 @@ def page_headers(page: PageSettings) -> dict[str, str]:
     return {"Content-Security-Policy": "; ".join(policy), "Referrer-Policy": "no-referrer"}
 
 
-def routes(reads: Callable[[], Reads], page: PageSettings, a_minute: int) -> list[Route]:
-    """The operations of this function; `reads` is called with each request. A player may call
-    them `a_minute` times together. Where nobody can count they are let through: boards are read
-    also while Redis is away, and the gateway's own limit still holds."""
+def routes(
+    reads: Callable[[], Reads],
+    holdings: Callable[[], Holdings],
+    page: PageSettings,
+    a_minute: int,
+) -> list[Route]:
+    """The operations of this function; `reads` and `holdings` are called with each request. A
+    player may call them `a_minute` times together. Where nobody can count they are let through:
+    boards are read also while Redis is away, and the gateway's own limit still holds."""
     limit = Limit(Quota("requests", a_minute), when_away="open", meanwhile=True)
 
     def on(handler: Callable[[Call, Reads], Answer]) -> Callable[[Call], Answer]:
@@ -318,6 +325,16 @@ def routes(reads: Callable[[], Reads], page: PageSettings, a_minute: int) -> lis
         read(f"{one}/standings", standings, StandingsPage, StandingsQuery),
         read(own, player, PlayerStanding, None),
         read(f"{own}/around", around, StandingsPage, AroundQuery),
+        Route(
+            "GET",
+            "/v1/players/<player_id>/export",
+            export.__doc__ or "",
+            lambda call: export(call, Exports(reads(), holdings)),
+            ANY_ROLE,
+            query=ExportQuery,
+            answers={200: ExportPage},
+            limit=limit,
+        ),
         told,
         *files.routes(),
     ]
@@ -334,13 +351,14 @@ _client: FirstUse[RedisClient] = FirstUse(lambda: connect(_redis_settings.url, B
 _board = FirstUse(lambda: RedisBoard(_client(), b""))
 _engine = engine_of(_database_settings)
 _record = record_of(_engine)
+holdings = holdings_of(_engine)
 reads = FirstUse(lambda: Reads(_board, lambda: RedisDirectory(_client()), _record))
 tokens = tokens_of(_token_settings)
 
 
 app = HttpApp(
     "query",
-    routes(reads, load_or_exit(PageSettings, os.environ), _limits.requests),
+    routes(reads, holdings, load_or_exit(PageSettings, os.environ), _limits.requests),
     tokens=tokens,
     door=door_of(_client, _limits.failed_tokens),
     client_address=_limits.client_address,

@@ -6,7 +6,7 @@ raises TransientError when the dependency is away: nothing is lost then.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from leaderboard.errors import Refusal
@@ -390,6 +390,10 @@ class Erasure:
     """Place → `pending` or `done`; a tournament's place is `board:<id>`."""
     player_id: PlayerId | None
     """None as soon as every place is done: then nothing here knows the player."""
+    opened_at_ms: int = 0
+    """When it was requested, or requested again after everything had been done."""
+    done_at_ms: Mapping[str, int] = field(default_factory=dict)
+    """When each place was done, where that is known."""
 
 
 class Erasures(Protocol):
@@ -413,6 +417,9 @@ class Erasures(Protocol):
 
     def pending(self, limit: int) -> tuple[int, Sequence[Erasure]]:
         """How many requests have a place pending, and the oldest of them."""
+
+    def opened_before(self, at_ms: int) -> int:
+        """How many requests that have a place pending were opened before this time."""
 
     def is_erased(self, player_id: PlayerId) -> bool:
         """Whether the player has asked to be forgotten, ever."""

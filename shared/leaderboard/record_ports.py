@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from leaderboard.errors import Refusal
 from leaderboard.events import Record as EventRecord
@@ -44,6 +44,53 @@ class Record(Protocol):
 
     def is_forgotten(self, erasure_id: str) -> bool:
         """Whether the player behind this request was forgotten: the record has read of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A request to forget, as the log has it."""
+
+    erasure_id: str
+    requested_at_ms: int
+    player_id: PlayerId | None
+    """None as soon as every place is done."""
+    done_at_ms: Mapping[str, int]
+    """When each place was done; nothing before all are."""
+
+
+class Requests(Protocol):
+    """Requests to forget that the log has, until they are done: a store that was emptied does not
+    end them. `Archive.forget` puts them down."""
+
+    def pending(self, limit: int) -> Sequence[Requested]:
+        """The oldest of those that are not done."""
+
+    def find(self, erasure_id: str) -> Requested | None:
+        """The request of this id; None where the log has not told of it (yet)."""
+
+    def applied_in(self, erasure_id: str) -> Sequence[TournamentId]:
+        """The tournaments that have forgotten the player by this request."""
+
+    def close(self, erasure_id: str, done_at_ms: Mapping[str, int], now_ms: int) -> bool:
+        """Every place is done: forget whom it is about. Harmless again: the first time counts.
+        False where it is not known, so that it could still come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Some of what is held on a player: things of the contract's words, as JSON can say them."""
+
+    things: Sequence[Mapping[str, Any]]
+    """Each with its `kind`; without regard to how many there are, one page costs about the same."""
+    after: str | None
+    """What to go on behind; None: these were the last. A page may be empty and not the last."""
+
+
+class Holdings(Protocol):
+    """Everything that the record holds on a player, for the player."""
+
+    def page(self, player_id: PlayerId, after: str | None, limit: int) -> Held:
+        """Up to `limit` things behind `after`. Raises ValueError for what is no place to go on."""
 
 
 class Input(NamedTuple):

@@ -302,6 +302,12 @@ class TombstoneSettings(_Settings):
         return self.key.get_secret_value().encode()
 
 
+class ErasureSettings(_Settings):
+    """How long forgetting a player may take; the law's month is the most."""
+
+    deadline_seconds: int = Field(3600, alias="ERASURE_DEADLINE_SECONDS", ge=60, le=30 * 24 * 3600)
+
+
 class EntraSettings(_Settings):
     """A workload's identity, under the names that Azure's webhook gives a pod."""
 

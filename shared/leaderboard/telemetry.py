@@ -329,6 +329,11 @@ ERASURE_OLDEST: Final = _gauge(
     "seconds",
     "Age of the oldest of them, 0 where there is none.",
 )
+ERASURES_OVERDUE: Final = _gauge(
+    "leaderboard_erasures_overdue",
+    "requests",
+    "Those of them that are older than ERASURE_DEADLINE_SECONDS.",
+)
 
 # the floors that the schedule wants
 

@@ -13,7 +13,7 @@ from leaderboard.callers import Limits, Quota, Tokens
 from leaderboard.door import GuardedDoor
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.ports import Revisions
-from leaderboard.record_ports import Record, Snapshots
+from leaderboard.record_ports import Holdings, Record, Requests, Snapshots
 from leaderboard.settings import (
     DatabaseSettings,
     GatewaySettings,
@@ -58,6 +58,28 @@ def snapshots_of(engine: Callable[[], Engine]) -> FirstUse[Snapshots]:
         from leaderboard.adapters.sql_snapshot import SqlSnapshots  # noqa: PLC0415 - see above
 
         return SqlSnapshots(engine())
+
+    return FirstUse(make)
+
+
+def requests_of(engine: Callable[[], Engine]) -> FirstUse[Requests]:
+    """The record's requests to forget."""
+
+    def make() -> Requests:
+        from leaderboard.adapters import sql_reading  # noqa: PLC0415 - see above
+
+        return sql_reading.requests_in(engine())
+
+    return FirstUse(make)
+
+
+def holdings_of(engine: Callable[[], Engine]) -> FirstUse[Holdings]:
+    """What the record holds on players."""
+
+    def make() -> Holdings:
+        from leaderboard.adapters import sql_reading  # noqa: PLC0415 - see above
+
+        return sql_reading.holdings_in(engine())
 
     return FirstUse(make)
 

@@ -25,7 +25,7 @@ from leaderboard.model import Offset, erasure_id_of
 from logs import LOG, START_MS, TOMBSTONE_KEY, T, entry, random_log
 from records import DIALECTS, dump, engine_of, fresh_database, put_down
 
-HEAD = "record_0003"
+HEAD = "record_0005"
 STANDING_BESIDE = ("position_changes", "told_changes", "connection_attempts", "dead_letters")
 
 
@@ -109,16 +109,19 @@ def test_who_was_forgotten_before_there_were_marks_is_marked(url: str) -> None:
         fold.apply(0, LOG, put_down(erasures), Offset(904))
         whole = dump(engine)
         assert len(whole["forgotten_players"]) == 2
-        assert lost(url, "0002") == {"forgotten_players": 2}
+        assert lost(url, "0002") == {"forgotten_players": 2, "erasure_requests": 0}
         assert downgrade(url, "0002") == "record_0002"
         before = dump(engine)
-        assert before == {name: whole[name] for name in whole if name != "forgotten_players"}
+        later = {"forgotten_players", "erasure_requests"}
+        assert before == {name: whole[name] for name in whole if name not in later}
         assert upgrade(url) == HEAD
         after = dump(engine)
-        marks = after.pop("forgotten_players")
+        marks, requests = after.pop("forgotten_players"), after.pop("erasure_requests")
         assert after == before
         assert marks == sorted([(mark, START_MS + 901), ("er-2", START_MS + 903)])
         assert SqlRecord(engine).is_forgotten(mark)
+        # Whom they are about is with nobody but the store.
+        assert requests == [(one, None, at_ms, None, None) for one, at_ms in marks]
 
 
 def test_a_filled_record_goes_back_to_nothing_and_leaves_no_table(url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from leaderboard.adapters.redis_client import RedisClient, connect
 from leaderboard.adapters.redis_connections import RedisConnections
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
-from leaderboard.adapters.sql_engine import writing
+from leaderboard.adapters.sql_engine import reading, writing
 from leaderboard.adapters.sql_record import SqlRecord
+from leaderboard.adapters.sql_requests import SqlRequests
 from leaderboard.adapters.sql_snapshot import SqlSnapshots
 from leaderboard.errors import TransientError
 from leaderboard.fold import LogEntry
@@ -33,6 +35,7 @@ from records import RecordedLog, engine_of, loaded
 
 OPERATOR = bearer("olga", "operator")
 PLAYED, JOINED, ENDED, OTHER = map(TournamentId, ("played", "joined", "ended", "other"))
+LISTED = (PLAYED, JOINED, ENDED, OTHER)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Stage:
     gateway: MemoryGateway
     redis: RedisClient
     record: SqlRecord
+    engine: sa.Engine
 
     def post(self, player_id: str = "alice") -> tuple[int, str]:
         response = self.hosted.client.post(
@@ -57,6 +61,13 @@ class Stage:
         response = self.hosted.client.get(f"/v1/erasures/{erasure_id}", headers=OPERATOR)
         assert response.status_code == 200
         return response.get_json()
+
+    def requests(self) -> dict[str, str | None]:
+        """Whom the record's requests are about, by id."""
+        with reading(self.engine) as connection:
+            row = tables.erasure_requests.c
+            found = connection.execute(sa.select(row.erasure_id, row.player_id))
+            return {one.erasure_id: one.player_id for one in found}
 
     def catch_up(self) -> None:
         """Apply the log from its start, as an `on-wager` and an `archive` do that were away."""
@@ -111,11 +122,13 @@ def stage(redis_url: str, engine: sa.Engine) -> Iterator[Stage]:
     connections.lease(_grant(PLAYED, BOB, "c-bob"))
     with hosted("erase", {**SETTINGS, "REDIS_URL": redis_url}) as one:
         record, snapshots = SqlRecord(engine), SqlSnapshots(engine)
+        requests = SqlRequests(engine)
         ports = one.main.Ports(
             board=board,
             directory=directory,
             record=lambda: record,
             snapshots=lambda: snapshots,
+            requests=lambda: requests,
             erasures=RedisErasures(redis, TOMBSTONE_KEY),
             feed=feed,
             connections=connections,
@@ -123,17 +136,19 @@ def stage(redis_url: str, engine: sa.Engine) -> Iterator[Stage]:
         )
         one.main.tokens.put(KnownTokens())
         one.main.ports.put(ports)
-        yield Stage(one, ports, feed, keeper, gateway, redis, record)
+        yield Stage(one, ports, feed, keeper, gateway, redis, record, engine)
 
 
 BOARDS = {"board:played", "board:joined", "board:ended", "board:other"}
-PLACES = BOARDS | {"sockets", "gdpr-events", "record"}
+BESIDE = {"gdpr-events", "tournaments", "sockets", "record", "request"}
+PLACES = BOARDS | BESIDE
+DEADLINE_MS = 60_000
 
 
 def _check_forgotten(stage: Stage, erasure_id: str) -> None:
     told = stage.state(erasure_id)
     assert told["state"] == "done"
-    assert PLACES >= told["places"].keys() >= {"sockets", "gdpr-events", "record"}
+    assert PLACES >= told["places"].keys() >= BESIDE
     assert set(told["places"].values()) == {"done"}
     assert stage.record.tournaments_of(ALICE) == []
     assert len(stage.record.tournaments_of(BOB)) == 4
@@ -146,7 +161,10 @@ def _check_forgotten(stage: Stage, erasure_id: str) -> None:
     assert {(one.id, one.player_id, one.tournament_id) for one in gdpr} == {
         (erasure_id, ALICE, None)
     }
-    assert {"conn.c-alice", "conn.c-watching"} == set(stage.gateway.closed)
+    closed = set(stage.gateway.closed)
+    assert closed >= {"conn.c-alice", "conn.c-watching", *(f"me.{t}.alice" for t in LISTED)}
+    assert not any(one.endswith(("bob", "-bob")) for one in closed)
+    assert stage.requests() == {erasure_id: None}
     kept = {frame.channel: frame.body for frame in stage.gateway.frames}
     assert b"erased-" in kept[f"top.{ENDED}"]
     assert all(b"alice" not in body for body in kept.values())
@@ -184,9 +202,8 @@ def test_board_is_pending_until_it_no_longer_shows_the_player(stage: Stage) -> N
     told = stage.state(erasure_id)
     assert told["state"] == "pending"
     assert told["places"] == {
-        **dict.fromkeys([*BOARDS, "record"], "pending"),
-        "sockets": "done",
-        "gdpr-events": "done",
+        **dict.fromkeys([*BOARDS, "record", "request"], "pending"),
+        **dict.fromkeys(["gdpr-events", "sockets", "tournaments"], "done"),
     }
     assert stage.ports.erasures.is_erased(ALICE)
     stage.catch_up()
@@ -217,7 +234,7 @@ def test_player_of_no_tournament_is_erased_all_the_same(stage: Stage) -> None:
     told = stage.state(erasure_id)
     assert told["state"] == "done"
     open_still = {f"board:{name}" for name in (PLAYED, JOINED, OTHER)}
-    assert told["places"].keys() == open_still | {"sockets", "gdpr-events", "record"}
+    assert told["places"].keys() == open_still | BESIDE
     assert stage.ports.erasures.is_erased(PlayerId("stranger"))
 
 
@@ -276,7 +293,7 @@ def _away() -> Any:
 
 
 def _record_goes_away(stage: Stage) -> None:
-    stage.hosted.main.ports.put(replace(stage.ports, record=_away, snapshots=_away))
+    stage.hosted.main.ports.put(replace(stage.ports, record=_away, snapshots=_away, requests=_away))
 
 
 def _let_go(stage: Stage, tournament_id: TournamentId) -> None:
@@ -305,7 +322,10 @@ def test_record_is_pending_until_it_has_applied_the_erasure(stage: Stage) -> Non
     for _ in range(2):
         told = stage.state(erasure_id)
         assert told["state"] == "pending"
-        assert [p for p, state in told["places"].items() if state == "pending"] == ["record"]
+        assert [p for p, state in told["places"].items() if state == "pending"] == [
+            "record",
+            "request",
+        ]
     stage.catch_up()
     _check_forgotten(stage, erasure_id)
 
@@ -337,7 +357,10 @@ def test_record_that_has_no_mark_of_the_player_yet_is_not_done(stage: Stage) -> 
     _, erasure_id = stage.post("stranger")
     assert stage.feed.events(ev.WAGERS) == []
     told = stage.state(erasure_id)
-    assert told["places"] == {"gdpr-events": "done", "record": "pending", "sockets": "done"}
+    assert told["places"] == {
+        **dict.fromkeys(BESIDE, "done"),
+        **dict.fromkeys(["record", "request"], "pending"),
+    }
     stage.catch_up()
     assert stage.state(erasure_id)["state"] == "done"
 
@@ -365,7 +388,7 @@ def test_record_that_is_away_is_pending_and_whom_it_knows_is_told_later(stage: S
         told = stage.state(erasure_id)
         assert told["state"] == "pending"
         pending = [place for place, state in told["places"].items() if state == "pending"]
-        assert pending == ["gdpr-events", "record"]
+        assert pending == ["record", "request", "tournaments"]
     assert f"{erasure_id}/ended" not in [one.id for one in stage.feed.events(ev.WAGERS)]
     assert ALICE in stage.record.top(ENDED, 10).standings[1].player_id  # type: ignore[union-attr]
     stage.hosted.main.ports.put(stage.ports)
@@ -375,33 +398,32 @@ def test_record_that_is_away_is_pending_and_whom_it_knows_is_told_later(stage: S
     assert stage.knows("alice") == []
 
 
-def overdue() -> tuple[float | None, float | None]:
-    """How many are pending, and the age of the oldest."""
-    names = ("leaderboard_erasures_open", "leaderboard_erasure_oldest_seconds")
-    many, oldest = (REGISTRY.get_sample_value(name) for name in names)
-    return many, oldest
+def overdue() -> tuple[float | None, ...]:
+    """How many are pending, the age of the oldest, and how many are overdue."""
+    names = ("erasures_open", "erasure_oldest_seconds", "erasures_overdue")
+    return tuple(REGISTRY.get_sample_value(f"leaderboard_{name}") for name in names)
 
 
 def test_pending_request_is_gone_on_with_where_nobody_asks(stage: Stage) -> None:
     stage.keeper.is_away = stage.keeper.archive_is_away = True
     _, erasure_id = stage.post()
-    stage.redis.hset(
-        f"erasures:{erasure_id}", "requested_at_ms", str(int(time.time() * 1000) - 90_000)
-    )
-    stage.hosted.main.look_after(stage.ports)
-    many, oldest = overdue()
-    assert many == 1
+    before_ms = int(time.time() * 1000) - 90_000
+    stage.redis.hset(f"erasures:{erasure_id}", "opened_at_ms", str(before_ms))
+    stage.redis.zadd("erasures-pending", {erasure_id: before_ms})
+    stage.hosted.main.look_after(stage.ports, DEADLINE_MS)
+    many, oldest, late = overdue()
+    assert (many, late) == (1, 1)
     assert oldest == pytest.approx(90, abs=5)
     stage.catch_up()
-    stage.hosted.main.look_after(stage.ports)
-    assert overdue() == (0, 0)
+    stage.hosted.main.look_after(stage.ports, DEADLINE_MS)
+    assert overdue() == (0, 0, 0)
     _check_forgotten(stage, erasure_id)
 
 
 def test_request_that_broke_off_at_once_is_gone_on_with(stage: Stage) -> None:
     erasure = stage.ports.erasures.begin(ALICE, int(time.time() * 1000))
-    stage.hosted.main.look_after(stage.ports)
-    assert overdue() == (0, 0)
+    stage.hosted.main.look_after(stage.ports, DEADLINE_MS)
+    assert overdue() == (0, 0, 0)
     _check_forgotten(stage, erasure.erasure_id)
 
 
@@ -472,14 +494,14 @@ def _interrupt_at(stage: Stage, steps: int) -> Countdown:
     countdown = Countdown(steps)
     ports = {name: Interrupted(getattr(stage.ports, name), countdown) for name in PORTS}
     # The record away is another matter: see the tests of it.
-    ports |= {"record": stage.ports.record, "snapshots": stage.ports.snapshots}
+    ports |= {name: getattr(stage.ports, name) for name in ("record", "snapshots", "requests")}
     stage.hosted.main.ports.put(stage.hosted.main.Ports(**ports))
     return countdown
 
 
 # Calls of ports in one request, each before and after its effect, with a consumer that applies
 # the events at once and with one that is away.
-STEPS = {False: 70, True: 62}
+STEPS = {False: 82, True: 72}
 
 
 @pytest.mark.parametrize(
@@ -513,6 +535,166 @@ def test_every_step_of_a_request_was_broken_off(stage: Stage, consumer_is_away: 
     stage.keeper.is_away = consumer_is_away
     stage.post()
     assert 10_000 - countdown.left == STEPS[consumer_is_away]
+
+
+# --- killed: what was accepted is done, also where nobody asks again -----------------------------
+
+
+class KilledError(BaseException):
+    """The process ends here."""
+
+
+def _kill_at(stage: Stage, steps: int) -> Countdown:
+    """The function's ports, with the end of the process at this step of the ports' calls."""
+    countdown = Countdown(steps, KilledError())
+    ports: dict[str, Any] = {n: Interrupted(getattr(stage.ports, n), countdown) for n in PORTS}
+    for name in ("record", "snapshots", "requests"):
+        one = Interrupted(getattr(stage.ports, name)(), countdown)
+        ports[name] = lambda one=one: one
+    stage.hosted.main.ports.put(stage.hosted.main.Ports(**ports))
+    return countdown
+
+
+def _lose_requests(stage: Stage) -> None:
+    """A shard that was emptied, and has the requests."""
+    for key in [*stage.redis.scan_iter(match="erasures*")]:
+        stage.redis.delete(key)
+
+
+def _go_on(stage: Stage) -> None:
+    """Looks of a process that was started anew."""
+    stage.hosted.main.ports.put(stage.ports)
+    for _ in range(3):
+        stage.hosted.main.look_after(stage.ports, DEADLINE_MS)
+
+
+# Those of a request that goes on in one go, and of one whose consumers are away and look after.
+KILLED = {False: 104, True: 82}
+
+
+@pytest.mark.parametrize(
+    ("consumer_is_away", "steps"),
+    [(away, step) for away, last in KILLED.items() for step in range(1, last + 1)],
+)
+def test_request_killed_anywhere_is_completed_where_nobody_asks_again(
+    stage: Stage, steps: int, consumer_is_away: bool
+) -> None:
+    """Where consumers are there, the store loses its requests as well: then the log has to do."""
+    loses_requests = not consumer_is_away
+    countdown = _kill_at(stage, steps)
+    stage.keeper.is_away = stage.keeper.archive_is_away = consumer_is_away
+    with pytest.raises(KilledError):
+        stage.hosted.main.forget(ALICE, stage.hosted.main.ports())
+    assert countdown.bit
+    expected = erasure_id_of(TOMBSTONE_KEY, ALICE)
+    is_accepted = bool(stage.feed.events(ev.GDPR_EVENTS))
+    is_begun = stage.ports.erasures.find(expected) is not None
+    if loses_requests:
+        _lose_requests(stage)
+    _go_on(stage)
+    if consumer_is_away:
+        stage.catch_up()
+        _go_on(stage)
+    if is_accepted or (is_begun and not loses_requests):
+        _check_forgotten(stage, expected)
+    else:  # the caller was told of an error, and asks again
+        assert stage.post() == (202, expected)
+        if consumer_is_away:
+            stage.catch_up()
+        _check_forgotten(stage, expected)
+
+
+@pytest.mark.parametrize("consumer_is_away", [False, True])
+def test_a_request_was_killed_at_every_step(stage: Stage, consumer_is_away: bool) -> None:
+    countdown = _kill_at(stage, 10_000)
+    stage.keeper.is_away = stage.keeper.archive_is_away = consumer_is_away
+    stage.hosted.main.forget(ALICE, stage.hosted.main.ports())
+    assert 10_000 - countdown.left == KILLED[consumer_is_away]
+
+
+@pytest.mark.parametrize("steps", range(1, 33))
+def test_look_killed_anywhere_is_completed_by_the_next_ones(stage: Stage, steps: int) -> None:
+    """The last steps, from boards to the request itself, are those of a look."""
+    stage.keeper.is_away = stage.keeper.archive_is_away = True
+    _, erasure_id = stage.post()
+    stage.catch_up()
+    countdown = _kill_at(stage, steps)
+    with pytest.raises(KilledError):
+        stage.hosted.main.look_after(stage.hosted.main.ports(), DEADLINE_MS)
+    assert countdown.bit
+    _lose_requests(stage)
+    _go_on(stage)
+    _check_forgotten(stage, erasure_id)
+
+
+def test_request_accepted_while_the_record_was_away_outlives_the_store(stage: Stage) -> None:
+    _let_go(stage, ENDED)
+    _record_goes_away(stage)
+    stage.keeper.archive_is_away = True
+    status, erasure_id = stage.post()
+    assert status == 202
+    _lose_requests(stage)
+    _go_on(stage)
+    answer = stage.hosted.client.get(f"/v1/erasures/{erasure_id}", headers=OPERATOR)
+    assert answer.status_code == 404
+    stage.catch_up()
+    assert stage.requests() == {erasure_id: "alice"}
+    _go_on(stage)
+    assert stage.requests() == {erasure_id: None}
+    assert stage.state(erasure_id)["state"] == "done"
+    assert stage.record.tournaments_of(ALICE) == []
+    assert stage.knows("alice") == []
+
+
+def test_request_that_is_done_is_shown_by_the_record_where_the_store_has_lost_it(
+    stage: Stage,
+) -> None:
+    _, erasure_id = stage.post()
+    before = stage.state(erasure_id)
+    assert before["done_at"].keys() == before["places"].keys()
+    _lose_requests(stage)
+    stage.ports.erasures.restore(erasure_id, PLAYED, 1)  # by `on-wager`, from the log
+    after = stage.state(erasure_id)
+    assert after["state"] == "done"
+    assert after["places"] == before["places"]
+    assert after["done_at"].keys() == before["done_at"].keys()
+
+
+def test_record_that_was_set_back_is_cleared_of_whom_it_reads_of_again(
+    stage: Stage, engine: sa.Engine
+) -> None:
+    _, erasure_id = stage.post()
+    with writing(engine) as connection:
+        row = tables.erasure_requests
+        connection.execute(sa.update(row).values(player_id="alice", done_at_ms=None, places=None))
+    assert stage.requests() == {erasure_id: "alice"}
+    _go_on(stage)
+    assert stage.requests() == {erasure_id: None}
+    _check_forgotten(stage, erasure_id)
+
+
+def test_request_shows_when_it_is_due_and_when_each_place_was_done(stage: Stage) -> None:
+    _, erasure_id = stage.post()
+    told = stage.state(erasure_id)
+    requested, due = (datetime.fromisoformat(told[name]) for name in ("requested_at", "due_at"))
+    assert (due - requested).total_seconds() == 3600
+    for at in told["done_at"].values():
+        assert requested <= datetime.fromisoformat(at) <= due
+
+
+def test_request_opened_again_is_due_from_then_on(stage: Stage) -> None:
+    _, erasure_id = stage.post()
+    long_ago = int(time.time() * 1000) - 90 * 24 * 3600 * 1000
+    for name in ("requested_at_ms", "opened_at_ms"):
+        stage.redis.hset(f"erasures:{erasure_id}", name, str(long_ago))
+    stage.keeper.is_away = True
+    late = TournamentId("late")
+    stage.keeper.apply(late, [scheduled(4, late), scored(5, ALICE, 99, tournament_id=late)])
+    stage.post()
+    stage.hosted.main.look_after(stage.ports, DEADLINE_MS)
+    assert overdue()[0] == 1
+    assert overdue()[2] == 0
+    assert stage.state(erasure_id)["requested_at"] < stage.state(erasure_id)["due_at"]
 
 
 def test_two_requests_at_once_lose_nothing(stage: Stage) -> None:

@@ -211,6 +211,7 @@ DRIVES: Final[dict[str, Callable[[Any, Any], object]]] = {
     "erasures.find": lambda s, a: s.erasures.find(s.erasures.id_of(CAROL)),
     "erasures.mark": lambda s, a: s.erasures.mark(s.erasures.id_of(CAROL), {"record": "done"}),
     "erasures.restore": lambda s, a: s.erasures.restore("er-2", T, START_MS),
+    "erasures.opened_before": lambda s, a: s.erasures.opened_before(START_MS),
     "erasures.is_erased": lambda s, a: s.erasures.is_erased(CAROL),
     "connections.issue": lambda s, a: s.connections.issue(grant(), 30),
     "connections.redeem": redeems,

@@ -30,6 +30,7 @@ from leaderboard.adapters import sql_engine, sql_migrations
 from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.sql_archive import SqlArchive
 from leaderboard.adapters.sql_record import SqlRecord
+from leaderboard.adapters.sql_requests import SqlRequests
 from leaderboard.adapters.sql_snapshot import SqlSnapshots
 from leaderboard.adapters.stepwise_entrance import StepwiseEntrance
 from leaderboard.codec import encode_kafka
@@ -287,6 +288,7 @@ class World:
             directory=self.directory,
             record=lambda: port(self.record, "record"),
             snapshots=lambda: port(self.snapshots, "record"),
+            requests=lambda: port(SqlRequests(self.engine), "record"),
             erasures=self.erasures,
             feed=self.feed,
             connections=self.connections,

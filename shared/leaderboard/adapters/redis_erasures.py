@@ -3,14 +3,15 @@
 The hash lives for ever, because a player stays erased; the player's id stands in it only while
 a place is pending. Nobody can tell from its name whom it is about without the key.
 
-`erasures-pending` lists the requests that are not done, by the time of the request. It may name one
-that is done (a crash between two calls), and miss one that was opened again in the moment in which
-it was found done: whoever asks for that one goes on with it.
+`erasures-pending` lists the requests that are not done, by the time at which they were opened. It
+may name one that is done (a crash between two calls); who takes one off it looks once more whether
+it was opened again meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from leaderboard.adapters.redis_client import RedisClient, transient
@@ -19,10 +20,14 @@ from leaderboard.model import PlayerId, TournamentId, erasure_id_of
 from leaderboard.ports import BOARD_PLACE, Erasure
 
 _PLACE: Final = b"place:"
+_DONE_AT: Final = b"done_at_ms:"
 _PENDING: Final = "erasures-pending"
 
 _BEGIN: Final = """
 redis.call('HSETNX', KEYS[1], 'requested_at_ms', ARGV[2])
+if redis.call('HEXISTS', KEYS[1], 'player_id') == 0 then
+  redis.call('HSET', KEYS[1], 'opened_at_ms', ARGV[2])
+end
 redis.call('HSET', KEYS[1], 'player_id', ARGV[1])
 return redis.call('HGETALL', KEYS[1])
 """
@@ -35,9 +40,12 @@ redis.call('HSETNX', KEYS[1], ARGV[2], 'done')
 # What is done stays done: two requests at once can't reopen a place for one another.
 _MARK: Final = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
-for i = 1, #ARGV, 2 do
+for i = 2, #ARGV, 2 do
   if redis.call('HGET', KEYS[1], 'place:' .. ARGV[i]) ~= 'done' then
     redis.call('HSET', KEYS[1], 'place:' .. ARGV[i], ARGV[i + 1])
+    if ARGV[i + 1] == 'done' then
+      redis.call('HSETNX', KEYS[1], 'done_at_ms:' .. ARGV[i], ARGV[1])
+    end
   end
 end
 local rows, places, pending = redis.call('HGETALL', KEYS[1]), 0, 0
@@ -52,12 +60,19 @@ return redis.call('HGETALL', KEYS[1])
 """
 
 
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 class RedisErasures:
     """`ports.Erasures` on Redis; `key` is the secret behind the ids."""
 
-    def __init__(self, client: RedisClient, key: bytes) -> None:
+    def __init__(
+        self, client: RedisClient, key: bytes, now_ms: Callable[[], int] = _now_ms
+    ) -> None:
         self._client = client
         self._secret = key
+        self._now_ms = now_ms
 
     def id_of(self, player_id: PlayerId) -> str:
         """The id that a request for this player has."""
@@ -87,13 +102,14 @@ class RedisErasures:
         pending, the player's id is forgotten. Raises NotFoundError for an unknown request."""
         arguments = [part for pair in places.items() for part in pair]
         with transient():
-            rows = self._client.eval(_MARK, 1, erasure_key(erasure_id), *arguments)
+            rows = self._client.eval(
+                _MARK, 1, erasure_key(erasure_id), str(self._now_ms()), *arguments
+            )
         if not rows:
             raise NotFoundError("there is no such erasure")
         erasure = _erasure(erasure_id, rows)
         if erasure.player_id is None:
-            with transient():
-                self._client.zrem(_PENDING, erasure_id)
+            self._take_off(erasure_id)
         return erasure
 
     def pending(self, limit: int) -> tuple[int, Sequence[Erasure]]:
@@ -104,12 +120,16 @@ class RedisErasures:
         for raw in listed:
             erasure = self.find(raw.decode())
             if erasure is None or erasure.player_id is None:
-                with transient():
-                    self._client.zrem(_PENDING, raw)
+                self._take_off(raw.decode())
             else:
                 found.append(erasure)
         with transient():
             return int(self._client.zcard(_PENDING)), found
+
+    def opened_before(self, at_ms: int) -> int:
+        """How many of those that have a place pending were opened before this time."""
+        with transient():
+            return int(self._client.zcount(_PENDING, "-inf", f"({at_ms}"))
 
     def restore(self, erasure_id: str, tournament_id: TournamentId, requested_at_ms: int) -> None:
         """The log says that there was such a request, and that this board is done. What is known
@@ -117,6 +137,16 @@ class RedisErasures:
         place = f"{_PLACE.decode()}{BOARD_PLACE}{tournament_id}"
         with transient():
             self._client.eval(_RESTORE, 1, erasure_key(erasure_id), str(requested_at_ms), place)
+
+    def _take_off(self, erasure_id: str) -> None:
+        with transient():
+            self._client.zrem(_PENDING, erasure_id)
+        # Whoever opens it again lists it before and after: either that is still to come, or it is
+        # seen here.
+        again = self.find(erasure_id)
+        if again is not None and again.player_id is not None:
+            with transient():
+                self._client.zadd(_PENDING, {erasure_id: again.opened_at_ms}, nx=True)
 
     def is_erased(self, player_id: PlayerId) -> bool:
         """Whether the player has asked to be forgotten, ever."""
@@ -141,4 +171,10 @@ def _erasure(erasure_id: str, rows: Sequence[bytes]) -> Erasure:
             if name.startswith(_PLACE)
         },
         player_id=None if player_id is None else PlayerId(player_id.decode()),
+        opened_at_ms=int(found.get(b"opened_at_ms", found[b"requested_at_ms"])),
+        done_at_ms={
+            name.removeprefix(_DONE_AT).decode(): int(at_ms)
+            for name, at_ms in sorted(found.items())
+            if name.startswith(_DONE_AT)
+        },
     )

@@ -29,6 +29,7 @@ from leaderboard.adapters.sql_erasure import (
 from leaderboard.adapters.sql_fold import SqlFold
 from leaderboard.adapters.sql_months import Months, month_of
 from leaderboard.adapters.sql_positions import position_of, take_position
+from leaderboard.adapters.sql_requests import put_down_requests
 from leaderboard.dead_letters import Mark, read
 from leaderboard.fold import LogEntry, RemovalReason, Terms
 from leaderboard.model import (
@@ -41,6 +42,7 @@ from leaderboard.model import (
     State,
     TournamentId,
     erased_name,
+    erasure_id_of,
     tombstone,
 )
 from leaderboard.ports import PlayerRow
@@ -203,6 +205,10 @@ class SqlArchive:
             alone_with_marks(connection)
             mark_forgotten(connection, self._key, requested)
             forget_beside(connection, requested)
+            put_down_requests(
+                connection,
+                {erasure_id_of(self._key, one): (one, at_ms) for one, at_ms in requested.items()},
+            )
         return len(fresh)
 
     # looking back at the fold

@@ -169,7 +169,7 @@ def forget_beside(connection: sa.Connection, players: Collection[str]) -> None:
     names = frozenset(wanted)
     suspects = sa.select(*keys, table.c.tournament_id, table.c.headers, table.c.value)
     if len(wanted) <= _LOOKED_FOR_AT_ONCE:
-        suspects = suspects.where(_may_name(wanted, connection.dialect.name))
+        suspects = suspects.where(may_name(wanted, connection.dialect.name))
     found = connection.execute(suspects.execution_options(yield_per=_AT_ONCE))
     named = [tuple(one[: len(keys)]) for one in found if names & named_in(one)]
     places, left = [key.name for key in keys], ("player_id", "headers", "value")
@@ -185,7 +185,7 @@ def named_in(letter: Any) -> frozenset[str]:
     return ids_in(letter.tournament_id, json.loads(letter.headers), letter.value)
 
 
-def _may_name(players: Sequence[str], dialect: str) -> sa.ColumnElement[bool]:
+def may_name(players: Sequence[str], dialect: str) -> sa.ColumnElement[bool]:
     """Whether a dead letter has to be looked at: true for each that names one of the players."""
     letter = tables.dead_letters.c
     quoted = (letter.headers.contains(f'"{one}"', autoescape=True) for one in players)

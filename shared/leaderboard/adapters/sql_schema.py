@@ -146,6 +146,19 @@ forgotten_players = Table(
     "whom it means. Kept for ever, so that nothing that comes late names them",
 )
 
+erasure_requests = Table(
+    "erasure_requests",
+    metadata,
+    Column("erasure_id", _ID, primary_key=True),
+    Column("player_id", _ID),
+    Column("requested_at_ms", BigInteger, nullable=False),
+    Column("done_at_ms", BigInteger),
+    Column("places", UnicodeText),
+    comment="Requests to forget as the log has them; player_id: only until every place is done; "
+    "places: what was done and when (JSON), from then on",
+)
+Index("erasure_requests_by_player", erasure_requests.c.player_id)
+
 event_ids = Table(
     "event_ids",
     metadata,
@@ -259,6 +272,7 @@ connection_attempts = Table(
     postgresql_partition_by="RANGE (month)",
     comment="Who asked for a socket, from where, and what was answered",
 )
+Index("attempts_of_player", connection_attempts.c.player_id)
 
 dead_letters = Table(
     "dead_letters",

@@ -96,10 +96,13 @@ CALLS: Final[Mapping[str, Uses]] = {
     "progress.boards": _uses("HGETALL", reads=["progress:*"]),
     "progress.advance": _uses("EVAL HGET HSET", ["progress:*"]),
     "progress.forget": _uses("HDEL", ["progress:*"]),
-    "erasures.begin": _uses("EVAL HGETALL HSET HSETNX ZADD", ["erasures:*", _PENDING]),
+    "erasures.begin": _uses("EVAL HEXISTS HGETALL HSET HSETNX ZADD", ["erasures:*", _PENDING]),
     "erasures.find": _uses("HGETALL", reads=["erasures:*"]),
-    "erasures.mark": _uses("EVAL EXISTS HDEL HGET HGETALL HSET ZREM", ["erasures:*", _PENDING]),
-    "erasures.pending": _uses("HGETALL ZCARD ZRANGE ZREM", [_PENDING], ["erasures:*"]),
+    "erasures.mark": _uses(
+        "EVAL EXISTS HDEL HGET HGETALL HSET HSETNX ZADD ZREM", ["erasures:*", _PENDING]
+    ),
+    "erasures.pending": _uses("HGETALL ZADD ZCARD ZRANGE ZREM", [_PENDING], ["erasures:*"]),
+    "erasures.opened_before": _uses("ZCOUNT", reads=[_PENDING]),
     "erasures.restore": _uses("EVAL HSETNX", ["erasures:*"]),
     "erasures.is_erased": _uses("EXISTS", reads=["erasures:*"]),
     "connections.issue": _uses("SET", ["ticket:*"]),
@@ -153,7 +156,7 @@ CALLS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "erase": (
         "board.is_erased", "board.is_in", "board.player", "board.top", "connections.holder",
         "connections.release", "directory.all", "directory.find", "erasures.begin",
-        "erasures.find", "erasures.mark", "erasures.pending",
+        "erasures.find", "erasures.mark", "erasures.opened_before", "erasures.pending",
     ),
     "tournament": ("board.top", "directory.all", "directory.find"),
     # Staff with `leaderboard rebuild`.

@@ -3,7 +3,8 @@
 The owner makes and changes the schema and, daily, the months' tables (`leaderboard record upgrade`
 does both); nobody else makes or drops anything. Functions that only read
 the record can't change it, and none of them reads what stands beside it: who asked for sockets and
-from where, what was refused, what readers were told.
+from where, what was refused, what readers were told. But for two: `query` reads all that is held on
+a player, for the player; `erase` ends the requests to forget that it has done.
 """
 
 from __future__ import annotations
@@ -27,23 +28,31 @@ _REBUILT: Final = frozenset(
     | {"standings", "terms_history", "tournaments"}
 )
 """What a lost board is made anew from."""
+_HELD: Final = frozenset(
+    {"connection_attempts", "dead_letters", "erasure_requests", "inputs", "position_changes"}
+)
+"""What a player gets with the tournaments, when they ask what is held on them."""
 _SHOWN: Final = frozenset({"tournaments", "players", "standings", "final_standings"})
 READS: Final[Mapping[str, frozenset[str]]] = {
     "on-wager": _REBUILT,
     "on-wager-http": frozenset({"tournaments"}),
     "archive": _ALL - {"final_standings", "terms_history"},
-    "query": _SHOWN,
+    "query": _SHOWN | _HELD,
     "on-connect": frozenset({"tournaments", "forgotten_players"}),
-    "erase": _SHOWN | {"erasures", "forgotten_players"},
+    "erase": _SHOWN | {"erasures", "erasure_requests", "forgotten_players"},
     "tournament": _SHOWN,
     "operator": _REBUILT,
 }
 """Tables by role; each also reads which version the schema has."""
 WRITER: Final = "archive"
 INSERTS: Final = _ALL
-UPDATES: Final = _ALL - {"terms_history", "erasures", "final_standings", "forgotten_players"}
+UPDATES: Final = _ALL - {
+    "terms_history", "erasures", "erasure_requests", "final_standings", "forgotten_players"
+}  # fmt: skip
 DELETES: Final = frozenset({"standings"})
 """What the writer does, and nobody else."""
+ENDS: Final[Mapping[str, frozenset[str]]] = {"erase": frozenset({"erasure_requests"})}
+"""Rows that a reader changes all the same."""
 
 
 def roles() -> str:
@@ -77,6 +86,8 @@ def grants() -> str:
     who = _quoted(WRITER)
     for right, names in (("INSERT", INSERTS), ("UPDATE", UPDATES), ("DELETE", DELETES)):
         lines.append(f"GRANT {right} ON {_listed(names)} TO {who};")
+    for role, names in ENDS.items():
+        lines.append(f"GRANT UPDATE ON {_listed(names)} TO {_quoted(role)};")
     lines.append(f"GRANT USAGE ON SEQUENCE tournaments_tournament_no_seq TO {who};")
     return "\n".join(lines[1:]) + "\n"
 
