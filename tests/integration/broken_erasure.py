@@ -1,15 +1,16 @@
 """What a broken erasure leaves out: put in front of every process of a stack as `sitecustomize`.
 
-Nothing of the product is changed; modules are altered as they are imported, by the names in BROKEN.
+Nothing of the product is changed; modules are altered as they are imported, by the names in
+`broken.txt` beside it.
 """
 
 from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
-import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -80,6 +81,7 @@ class _Breaking(importlib.abc.MetaPathFinder):
         return spec
 
 
-wanted = [name for name in os.environ.get("BROKEN", "").split(",") if name]
-if wanted:
-    sys.meta_path.insert(0, _Breaking({k: v for name in wanted for k, v in ALL[name].items()}))
+wanted = Path(__file__).with_name("broken.txt")
+if wanted.exists():
+    names = wanted.read_text("utf-8").split()
+    sys.meta_path.insert(0, _Breaking({k: v for name in names for k, v in ALL[name].items()}))

@@ -373,7 +373,8 @@ def test_search_finds_each_place_that_a_broken_copy_leaves_out(
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "sitecustomize.py").write_text(BREAKS.read_text("utf-8"))
-    settings = {"PYTHONPATH": str(broken), "BROKEN": ",".join([*BROKEN, "frame"])}
+    (broken / "broken.txt").write_text(" ".join([*BROKEN, "frame"]))
+    settings = {"PYTHONPATH": str(broken)}
     folder = tmp_path / "stack"
     folder.mkdir()
     with stack(folder, players, settings) as path:
