@@ -23,7 +23,7 @@ CORE = {
     "ports",
 }
 CORE |= {"errors", "frames", "audit", "partitioning", "dead_letters", "record_ports", "prewarming"}
-CORE |= {"callers"}
+CORE |= {"audit_leaves", "callers"}
 LEAVES = {"settings", "telemetry"}
 JOINING = {"door", "guard", "reads", "rebuild"}
 """What several functions make of several ports; they know no adapter."""
