@@ -4,11 +4,12 @@ calls block, are safe to repeat, and raise TransientError when the database is a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from leaderboard.audit_leaves import PlayerKey, Who
 from leaderboard.errors import Refusal
 from leaderboard.events import Record as EventRecord
 from leaderboard.fold import LogEntry
@@ -44,6 +45,10 @@ class Record(Protocol):
 
     def is_forgotten(self, erasure_id: str) -> bool:
         """Whether the player behind this request was forgotten: the record has read of it."""
+
+    def pseudonyms(self, erasure_id: str) -> Mapping[TournamentId, bool]:
+        """Where the player behind this request has a pseudonym in the audit log, or had one; True
+        where the key behind it was destroyed. The empty id stands for their connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,73 @@ class Archive(Protocol):
     def confirm(self, tournament_id: TournamentId, sequence: Offset) -> int | None:
         """Put down that board and record were found equal at `sequence`, after the end; when that
         was. None where the record does not stand there any more."""
+
+
+class Known(NamedTuple):
+    """What the keys of the audit log say of one player in one tournament."""
+
+    key: PlayerKey | None
+    """None: destroyed, or never to be drawn."""
+    ended: Offset | None
+    """Of the player's erasure in `wagers`: behind it they are nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """An erasure whose key exists still."""
+
+    tournament_id: TournamentId
+    erasure_id: str
+    offset: Offset
+    """Of the erasure in `wagers`."""
+    changes: Place | None
+    """Where the position changes up to the erasure lie; None: not all of them are known to be
+    there yet."""
+    changes_until: Offset
+    """They lie below this offset there."""
+
+
+class Head(NamedTuple):
+    """How far one shard of the audit log is: tree size, root (hex), and the offset behind its last
+    leaf."""
+
+    origin: str
+    place: Place
+    size: int
+    root: str
+    next_offset: Offset
+
+
+class Pseudonyms(Protocol):
+    """The keys behind the players of the audit log. A key is drawn once, when a player is first
+    met, and is the same for everybody from then on; one that was destroyed never comes back."""
+
+    def of(self, wanted: Collection[Who], *, of_wagers: bool) -> Mapping[Who, Known]:
+        """The keys of these players, drawn where there are none. None is drawn for who is
+        erased, nor (`of_wagers`) for a tournament that the record does not know."""
+
+    def end(self, partition: int, erased: Mapping[Who, Offset]) -> Mapping[Who, Offset]:
+        """Put down erasures, by their offsets in this partition of `wagers`; where the players'
+        ends are. The first erasure of a player counts. Tournaments that the record does not
+        know have none."""
+
+    def endings(self, partition: int, limit: int) -> Sequence[Ending]:
+        """Erasures of a partition of `wagers` whose keys exist still, the oldest first."""
+
+    def wait_for(self, endings: Sequence[Ending]) -> None:
+        """Put down up to where the changes of these lie, as they say it themselves."""
+
+    def destroy(self, endings: Sequence[Ending]) -> None:
+        """Destroy these keys."""
+
+    def destroy_beside(self, players: Collection[PlayerId]) -> None:
+        """Destroy the keys that these players have beside all tournaments."""
+
+    def heads(self, places: Collection[Place]) -> Sequence[Head]:
+        """The shards' heads as they were put down last, of whatever origin."""
+
+    def put_heads(self, heads: Sequence[Head]) -> None:
+        """Put down how far shards are; a head that is smaller than a known one changes nothing."""
 
 
 class Snapshots(Protocol):

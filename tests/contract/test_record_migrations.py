@@ -26,6 +26,7 @@ from logs import LOG, START_MS, TOMBSTONE_KEY, T, entry, random_log
 from records import DIALECTS, dump, engine_of, fresh_database, put_down
 
 HEAD = "record_0005"
+OF_THE_LOG = ("pseudonym_keys", "pseudonym_ends", "audit_heads")
 STANDING_BESIDE = ("position_changes", "told_changes", "connection_attempts", "dead_letters")
 
 
@@ -109,14 +110,16 @@ def test_who_was_forgotten_before_there_were_marks_is_marked(url: str) -> None:
         fold.apply(0, LOG, put_down(erasures), Offset(904))
         whole = dump(engine)
         assert len(whole["forgotten_players"]) == 2
-        assert lost(url, "0002") == {"forgotten_players": 2, "erasure_requests": 0}
+        none = dict.fromkeys([*OF_THE_LOG, "erasure_requests"], 0)
+        assert lost(url, "0002") == {"forgotten_players": 2, **none}
         assert downgrade(url, "0002") == "record_0002"
         before = dump(engine)
-        later = {"forgotten_players", "erasure_requests"}
+        later = {"forgotten_players", *none}
         assert before == {name: whole[name] for name in whole if name not in later}
         assert upgrade(url) == HEAD
         after = dump(engine)
         marks, requests = after.pop("forgotten_players"), after.pop("erasure_requests")
+        assert [after.pop(name) for name in OF_THE_LOG] == [[], [], []]
         assert after == before
         assert marks == sorted([(mark, START_MS + 901), ("er-2", START_MS + 903)])
         assert SqlRecord(engine).is_forgotten(mark)

@@ -64,7 +64,7 @@ class Past:
     def tournament(
         self, name: str, ended_ms: int, *, is_over: bool = True, confirmed: bool = True
     ) -> None:
-        """One with players, an erasure, a final board and changes."""
+        """One with players, an erasure, a final board, changes and keys."""
         start_ms = ended_ms - DAY_MS
         log = [
             scheduled(0, starts_ms=start_ms, ends_ms=ended_ms + 1),
@@ -87,6 +87,8 @@ class Past:
             change = (name, 7, month, "p1", None, 1, 5, 0, None, "/tests", "e7", ended_ms)
             insert(connection, tables.position_changes, [change])
             insert(connection, tables.told_changes, [(name, 7)])
+            insert(connection, tables.pseudonym_keys, [(name, "er-1", b"k" * 32)])
+            insert(connection, tables.pseudonym_ends, [(name, "er-2", 0, 7, 0, 1, ended_ms)])
 
     def _fold(self, name: str, log: list[LogEntry], at_ms: int) -> None:
         fold = SqlFold(self._engine, TOMBSTONE_KEY, now_ms=lambda: at_ms)

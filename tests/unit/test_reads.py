@@ -93,6 +93,9 @@ class Far(Store):
     def is_forgotten(self, erasure_id: str) -> bool:
         return self.answer(lambda: erasure_id in self.forgotten)
 
+    def pseudonyms(self, erasure_id: str) -> dict[TournamentId, bool]:
+        return self.answer(dict)
+
 
 class Scene:
     """Both witnesses of one log, and who reads them."""

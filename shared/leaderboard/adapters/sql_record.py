@@ -109,6 +109,20 @@ class SqlRecord:
         with reading(self._engine) as connection:
             return connection.execute(sa.select(mark).where(mark == erasure_id)).first() is not None
 
+    def pseudonyms(self, erasure_id: str) -> Mapping[TournamentId, bool]:
+        ends, keys = tables.pseudonym_ends.c, tables.pseudonym_keys.c
+        with reading(self._engine) as connection:
+            ended = connection.execute(
+                sa.select(ends.tournament_id, ends.destroyed_at_ms).where(
+                    ends.erasure_id == erasure_id
+                )
+            ).all()
+            kept = connection.execute(
+                sa.select(keys.tournament_id).where(keys.erasure_id == erasure_id)
+            ).scalars()
+            found = {TournamentId(one.tournament_id): one[1] is not None for one in ended}
+            return found | {TournamentId(name): False for name in kept}
+
 
 class _Board:
     """One tournament inside one reading transaction."""

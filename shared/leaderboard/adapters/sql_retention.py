@@ -114,7 +114,12 @@ _OF_NO: Final = (
     tables.terms_history,
     tables.inputs,
 )
-_OF_ID: Final = (tables.position_changes, tables.told_changes)
+_OF_ID: Final = (
+    tables.position_changes,
+    tables.told_changes,
+    tables.pseudonym_keys,
+    tables.pseudonym_ends,
+)
 
 
 class Retention:

@@ -293,5 +293,48 @@ dead_letters = Table(
     "operator replayed or dropped one",
 )
 
+pseudonym_keys = Table(
+    "pseudonym_keys",
+    metadata,
+    Column("tournament_id", _ID, primary_key=True),
+    Column("erasure_id", _ID, primary_key=True),
+    Column("secret", LargeBinary(32), nullable=False),
+    comment="Random keys behind the players of the audit log, by the id that a request to forget "
+    "the player has; without a tournament: of their connections. Who is forgotten has none",
+)
+Index("pseudonym_keys_of_player", pseudonym_keys.c.erasure_id)
+
+pseudonym_ends = Table(
+    "pseudonym_ends",
+    metadata,
+    Column("tournament_id", _ID, primary_key=True),
+    Column("erasure_id", _ID, primary_key=True),
+    Column("log_partition", Integer, nullable=False),
+    Column("log_offset", BigInteger, nullable=False),
+    Column("changes_partition", Integer),
+    Column("changes_until", BigInteger),
+    Column("destroyed_at_ms", BigInteger),
+    comment="Erasures as the audit log has them: behind log_offset of wagers the player is nobody, "
+    "and once the log has the position changes below changes_until as well the key is destroyed",
+)
+Index(
+    "pseudonym_ends_open",
+    pseudonym_ends.c.log_partition,
+    pseudonym_ends.c.destroyed_at_ms,
+)
+
+audit_heads = Table(
+    "audit_heads",
+    metadata,
+    Column("origin", _text(255), primary_key=True),
+    Column("topic", _text(249), nullable=False),
+    Column("log_partition", Integer, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("root", _text(64), nullable=False),
+    Column("next_offset", BigInteger, nullable=False),
+    comment="How far each shard of the audit log was when it was last looked at: a log that was "
+    "set back, or made anew, shows",
+)
+
 PARTITIONED: Final = (inputs, position_changes, connection_attempts, dead_letters)
 """Partitioned by month where the dialect can (PostgreSQL)."""

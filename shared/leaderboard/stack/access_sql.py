@@ -39,17 +39,22 @@ READS: Final[Mapping[str, frozenset[str]]] = {
     "archive": _ALL - {"final_standings", "terms_history"},
     "query": _SHOWN | _HELD,
     "on-connect": frozenset({"tournaments", "forgotten_players"}),
-    "erase": _SHOWN | {"erasures", "erasure_requests", "forgotten_players"},
+    "erase": _SHOWN | {"erasures", "erasure_requests", "forgotten_players", "pseudonym_ends"},
     "tournament": _SHOWN,
     "operator": _REBUILT,
 }
 """Tables by role; each also reads which version the schema has."""
+READS_COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+    "erase": {"pseudonym_keys": ("tournament_id", "erasure_id")},
+}
+"""Columns of tables by role: whether a key is there still, and not the key."""
 WRITER: Final = "archive"
 INSERTS: Final = _ALL
 UPDATES: Final = _ALL - {
-    "terms_history", "erasures", "erasure_requests", "final_standings", "forgotten_players"
-}  # fmt: skip
-DELETES: Final = frozenset({"standings"})
+    *("terms_history", "erasures", "erasure_requests", "final_standings", "forgotten_players"),
+    "pseudonym_keys",
+}
+DELETES: Final = frozenset({"standings", "pseudonym_keys"})
 """What the writer does, and nobody else."""
 ENDS: Final[Mapping[str, frozenset[str]]] = {"erase": frozenset({"erasure_requests"})}
 """Rows that a reader changes all the same."""
@@ -83,6 +88,8 @@ def grants() -> str:
         who = _quoted(role)
         lines += ["", f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {who};"]
         lines.append(f"GRANT SELECT ON {_listed({VERSION, *reads})} TO {who};")
+        for table, columns in READS_COLUMNS.get(role, {}).items():
+            lines.append(f"GRANT SELECT ({', '.join(columns)}) ON {table} TO {who};")
     who = _quoted(WRITER)
     for right, names in (("INSERT", INSERTS), ("UPDATE", UPDATES), ("DELETE", DELETES)):
         lines.append(f"GRANT {right} ON {_listed(names)} TO {who};")

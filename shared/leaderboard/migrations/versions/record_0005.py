@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision: Final = "record_0005"
-down_revision: Final[str | None] = "record_0003"
+down_revision: Final[str | None] = "record_0004"
 branch_labels: Final = None
 depends_on: Final = None
 
