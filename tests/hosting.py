@@ -18,6 +18,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from audit_logs import ORIGIN, SIGNER
 from leaderboard import events as ev
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.repeating import Repeating
@@ -39,6 +40,9 @@ SETTINGS = {
     "GATEWAY_PUBLISH_URL": "http://127.0.0.1:1",
     "GATEWAY_CLIENT_URL": "ws://127.0.0.1:1/ws",
     "TOMBSTONE_KEY": TOMBSTONE_KEY.decode(),
+    "AUDIT_LOG_URL": "file:///nowhere",
+    "AUDIT_LOG_ORIGIN": ORIGIN,
+    "AUDIT_SIGNING_KEY": SIGNER.private_text(),
 }
 
 

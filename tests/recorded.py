@@ -6,9 +6,11 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 import sqlalchemy as sa
 
+from audit_logs import MemoryLogs, auditor
 from hosting import FUNCTIONS
 from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.sql_archive import SqlArchive
@@ -29,7 +31,8 @@ def archive_module() -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["archive_main"] = module  # dataclasses look for it there
-    spec.loader.exec_module(module)
+    with patch.object(sys, "path", [str(source.parent), *sys.path]):
+        spec.loader.exec_module(module)
     return module
 
 
@@ -58,7 +61,9 @@ class ArchiveReader:
         self, module: Any, engine: sa.Engine, entries: Sequence[LogEntry], window: int, check: Any
     ) -> None:
         self.archive = SqlArchive(engine, TOMBSTONE_KEY, window)
-        self.function = module.Archivist(self.archive, check)
+        self.logs = MemoryLogs()
+        audit = auditor(module, engine, self.logs)
+        self.function = module.Archivist(self.archive, audit, check)
         self.entries = entries
         self.position = Offset(0)
         self.function.assigned(Assignment(WAGERS, 0, LOG, None, Offset(0), 1))

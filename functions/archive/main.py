@@ -4,6 +4,7 @@ Every topic goes into SQL, one transaction for each batch with the offset that i
 through the same fold as the boards (inputs with what became of them, standings, terms, who stays
 out), and beside them position changes, connection attempts and dead letters. Killed anywhere, it
 goes on where its last transaction ended; two owners of a partition can't write a batch twice.
+The audit log (auditing.py) gets a leaf for each record, from Kafka as well, guarded on its own.
 
 While nothing presses it compares its standings with the boards, a piece at a time, and raises an
 alarm where they differ. A tournament that is over is compared whole; found equal, it is confirmed,
@@ -13,15 +14,15 @@ and its board may go a day later: from then on the record alone answers.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from typing import Final
+
+from auditing import Auditor, LogPorts
+from comparing import StandingCheck
 
 from leaderboard import telemetry
 from leaderboard.adapters import sql_engine, sql_migrations
@@ -31,8 +32,13 @@ from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_progress import RedisProgress
 from leaderboard.adapters.sql_archive import SqlArchive
+from leaderboard.adapters.sql_pseudonyms import SqlPseudonyms
+from leaderboard.audit.log import AuditLog
+from leaderboard.audit.store import LogStore, Shard
+from leaderboard.audit.tiles import CHECKPOINT
+from leaderboard.audit_leaves import AUDITED, log_keys
 from leaderboard.codec import JSON_TYPE, decode_kafka
-from leaderboard.errors import SettingsError, TransientError
+from leaderboard.errors import SettingsError
 from leaderboard.events import (
     CONNECTIONS,
     GDPR_EVENTS,
@@ -52,17 +58,20 @@ from leaderboard.hosts.kafka import (
     Refused,
     ReplayError,
 )
-from leaderboard.model import BOARD_KEPT_MS, ERASED, Offset, Place, TournamentId
-from leaderboard.ports import Board, Directory, PlayerRow, Progress
-from leaderboard.record_ports import Archive, Input, Ledger, LedgerPage
+from leaderboard.hosts.kafka_log import TopicLogs
+from leaderboard.model import Offset, Place, TournamentId
+from leaderboard.partitioning import partition_of
+from leaderboard.record_ports import Archive, Input
 from leaderboard.settings import (
     ArchiveSettings,
+    AuditWriterSettings,
     DatabaseSettings,
     KafkaSettings,
     RedisSettings,
     TombstoneSettings,
     load,
 )
+from leaderboard.wiring import log_stores_of, signer_of
 
 NAME = "archive"
 OURS = (CONNECTIONS, GDPR_EVENTS)
@@ -78,19 +87,15 @@ SWITCH_SECONDS: Final = 0.001
 short answers to wait for."""
 SPACING_SECONDS: Final = 0.2
 """Between batches that are not full: nobody waits for the record by the tenth of a second."""
-LOOK_SECONDS = 1.0
-"""How often a piece of a live tournament is compared with its board."""
-LIVE_PIECE = 1_000
-FINAL_LOOK_SECONDS = 0.1
-FINAL_PIECE = 5_000
 logger = logging.getLogger(NAME)
 
 
 class Archivist:
     """The function. Safe to repeat with any batch, and to kill between any two lines."""
 
-    def __init__(self, archive: Archive, check: StandingCheck) -> None:
+    def __init__(self, archive: Archive, audit: Auditor, check: StandingCheck) -> None:
         self._archive = archive
+        self._audit = audit
         self._check = check
         self._owned: dict[int, str] = {}
         """Partitions of `wagers`, with their logs."""
@@ -101,8 +106,19 @@ class Archivist:
         self._begun: dict[tuple[Place, Offset], Future[None]] = {}
 
     def assigned(self, assignment: Assignment) -> Offset | None:
-        """Where the record stands, if that is before the group: a new database starts with what
-        the log still has, and one that was set back reads again what it lacks."""
+        """Where record or audit log stand, if that is before the group: a new one starts with what
+        Kafka still has, and one that was set back reads again what it lacks."""
+        place, low = assignment.place, assignment.low
+        reached = self._reached_in_record(assignment)
+        start = low if reached is None else max(reached, low)
+        if place.topic in AUDITED:
+            audited = self._audit.assigned(assignment)
+            start = min(start, low if audited is None else max(audited, low))
+        if assignment.committed is not None and start < assignment.committed:
+            return start
+        return None
+
+    def _reached_in_record(self, assignment: Assignment) -> Offset | None:
         place = assignment.place
         reached = self._archive.reached(place, assignment.log_id)
         if place.topic == WAGERS:
@@ -121,12 +137,10 @@ class Archivist:
             )
         if reached is not None:
             self._reached[place] = (assignment.log_id, reached)
-        start = assignment.low if reached is None else max(reached, assignment.low)
-        if assignment.committed is not None and start < assignment.committed:
-            return start
-        return None
+        return reached
 
     def revoked(self, place: Place) -> None:
+        self._audit.revoked(place)
         self._reached.pop(place, None)
         if place.topic == WAGERS:
             self._owned.pop(place.partition, None)
@@ -167,6 +181,7 @@ class Archivist:
                 self._archive.forget(place, log_id, batch.entries, upto)
             case _:
                 self._archive.keep_dead_letters(place, log_id, batch.records, upto)
+        self._audit.take_in(batch)
 
     def _check_stands(self, place: Place) -> None:
         """A database that was set back, or failed over without its tail, under our feet would get
@@ -214,7 +229,7 @@ class Archivist:
             self._unasked = list(self._reached)
         if self._unasked:
             self._check_stands(self._unasked.pop())
-        return self._check.look(self._owned)
+        return min(self._check.look(self._owned), self._audit.tick())
 
 
 def _name_of(batch: Batch) -> tuple[Place, Offset]:
@@ -252,184 +267,6 @@ def decode(record: Record) -> Event | None:
     return None if record.topic in LETTERS else decode_kafka(record)
 
 
-# --- the comparison with the boards --------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Pass:
-    """One tournament being compared: where it goes on, and what has to be looked at again."""
-
-    ledger: Ledger
-    partition: int
-    after: int = -1
-    is_clean: bool = True
-    suspected: bool = False
-    """The piece differed, and is being looked at again."""
-
-
-class StandingCheck:
-    """Compares record and boards, one bounded piece at a time. `clock` counts seconds.
-
-    Board and record are never at rest, so a row is compared by the sequence at which it was
-    reached: what one of the two can't know yet is no difference. One that is still there when
-    the same piece is looked at again is, and an operator has to know."""
-
-    def __init__(
-        self,
-        archive: Archive,
-        board: Board,
-        directory: Directory,
-        progress: Progress,
-        clock: Callable[[], float] = time.monotonic,
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-    ) -> None:
-        self._archive = archive
-        self._board = board
-        self._directory = directory
-        self._progress = progress
-        self._clock = clock
-        self._now_ms = now_ms
-        self._next_at = -math.inf
-        self._waiting: list[_Pass] = []
-
-    def look(self, owned: dict[int, str]) -> float:
-        """Compare the next piece, when it is time; the seconds until the next one."""
-        now = self._clock()
-        if now < self._next_at:
-            return self._next_at - now
-        wait = LOOK_SECONDS
-        try:
-            wait = self._look(owned)
-        except TransientError as error:
-            logger.warning("can't compare now", extra=telemetry.fields(error=str(error)))
-        self._next_at = self._clock() + wait
-        return wait
-
-    def _look(self, owned: dict[int, str]) -> float:
-        if not self._waiting:
-            self._waiting = [
-                _Pass(ledger, partition)
-                for partition in owned
-                for ledger in self._archive.ledgers(partition)
-            ]
-        while self._waiting:
-            current = self._waiting[0]
-            log_id = owned.get(current.partition)
-            if log_id is None:
-                self._waiting.pop(0)
-            elif current.ledger.confirmed_at_ms is not None:
-                self._let_go(current, log_id)
-                self._waiting.pop(0)
-            else:
-                return self._compare_piece(current, log_id)
-        return LOOK_SECONDS
-
-    def _compare_piece(self, current: _Pass, log_id: str) -> float:
-        ledger = current.ledger
-        limit = FINAL_PIECE if ledger.is_over else LIVE_PIECE
-        page = self._archive.page(ledger.tournament_id, current.after, limit)
-        if page is None:
-            self._waiting.pop(0)
-            return LOOK_SECONDS
-        found = self._board.rows(ledger.tournament_id, [row.player_id for row in page.rows])
-        if found is None:
-            # Being rebuilt, or not there yet.
-            self._waiting.pop(0)
-            return LOOK_SECONDS
-        board_sequence, theirs = found
-        differing = sum(
-            differs(mine, other, page.sequence, board_sequence)
-            for mine, other in zip(page.rows, theirs, strict=True)
-        )
-        if differing:
-            current.is_clean = False
-            if not current.suspected:
-                current.suspected = True
-                return FINAL_LOOK_SECONDS
-            alarm("board and record differ", ledger, differing, board_sequence, page.sequence)
-        current.suspected = False
-        telemetry.RECORD_COMPARED.inc(len(page.rows))
-        if board_sequence != page.sequence:
-            current.is_clean = False
-        if page.last is not None:
-            current.after = page.last
-            return FINAL_LOOK_SECONDS if ledger.is_over else LOOK_SECONDS
-        self._waiting.pop(0)
-        if self._counts_agree(ledger, page) and ledger.is_over and current.is_clean:
-            self._confirm(current, log_id, page.sequence)
-        return LOOK_SECONDS
-
-    def _counts_agree(self, ledger: Ledger, page: LedgerPage) -> bool:
-        """Every row of the record is on the board; with as many there, the two are equal. False
-        also where it can't be told, because one of the two is further."""
-        view = self._board.top(ledger.tournament_id, 1)
-        if view is None or view.sequence != page.sequence:
-            return False
-        if view.players == page.players:
-            return True
-        differing = abs(view.players - (page.players or 0))
-        alarm(
-            "board and record differ in the number of players",
-            ledger,
-            differing,
-            view.sequence,
-            page.sequence,
-        )
-        return False
-
-    def _confirm(self, current: _Pass, log_id: str, sequence: Offset) -> None:
-        tournament_id = current.ledger.tournament_id
-        at_ms = self._archive.confirm(tournament_id, sequence)
-        if at_ms is None:
-            return
-        logger.info("confirmed", extra=telemetry.fields(tournament=tournament_id))
-        self._board.expire(tournament_id, sequence, at_ms + BOARD_KEPT_MS)
-        self._progress.forget(log_id, current.partition, [tournament_id])
-
-    def _let_go(self, current: _Pass, log_id: str) -> None:
-        """Again for each that was confirmed: a board that was rebuilt since has no end yet."""
-        ledger = current.ledger
-        if ledger.confirmed_at_ms is None:
-            return
-        ends_ms = ledger.confirmed_at_ms + BOARD_KEPT_MS
-        tournament_id: TournamentId = ledger.tournament_id
-        self._board.expire(tournament_id, ledger.sequence, ends_ms)
-        self._progress.forget(log_id, current.partition, [tournament_id])
-        if self._now_ms() >= ends_ms:
-            self._directory.remove(tournament_id)
-
-
-def alarm(what: str, ledger: Ledger, players: int, board: Offset, record: Offset) -> None:
-    """An operator has to know: one of the two witnesses is wrong."""
-    telemetry.RECORD_DIFFERENCES.inc(players)
-    logger.error(
-        what,
-        extra=telemetry.fields(
-            tournament=ledger.tournament_id, players=players, board=board, record=record
-        ),
-    )
-
-
-def differs(
-    mine: PlayerRow, theirs: PlayerRow | None, sequence: Offset, board_sequence: Offset
-) -> bool:
-    """Whether a row of the record and one of the board contradict each other.
-
-    `sequence` is what the record has come to, `board_sequence` what the board has."""
-    if theirs is None:
-        if board_sequence < sequence and mine.player_id.startswith(ERASED):
-            # Erased after the end: a board that has not come to that shows the player's name.
-            return False
-        # A board that is further may have lost the player; one that is not has to have them.
-        return board_sequence <= sequence and mine.reached <= board_sequence
-    if mine.reached == theirs.reached:
-        return mine.score != theirs.score
-    newer, other = (mine.reached, board_sequence)
-    if theirs.reached > mine.reached:
-        newer, other = (theirs.reached, sequence)
-    return newer <= other
-
-
 # --- wiring --------------------------------------------------------------------------------------
 
 
@@ -446,24 +283,64 @@ class OwnLetters:
             self._sink.send(own)
 
 
+class AuditShards:
+    """The logs of all shards, as this deployment's key signs them."""
+
+    def __init__(self, settings: AuditWriterSettings) -> None:
+        self._stores = log_stores_of(settings)
+        self._signer = signer_of(settings)
+        self._origin = settings.origin
+        self.auditor: Auditor | None = None
+        """Who writes them, once there is somebody."""
+
+    def open(self, place: Place) -> tuple[LogStore, AuditLog]:
+        """Where the shard's files are, and the log in them."""
+        store = self._stores.shard(Shard(*place))
+        return store, AuditLog.open(store, f"{self._origin}/{place}", self._signer)
+
+    def check(self) -> None:
+        """One short question. Raises TransientError while the store is away, or a log waits."""
+        self._stores.shard(Shard(WAGERS, 0)).read(CHECKPOINT)
+        if self.auditor is not None:
+            self.auditor.check()
+
+
+class ChangesLog:
+    """Where position changes lie. Connects on first use."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self._logs = TopicLogs([POSITION_CHANGES], kafka)
+
+    def end(self, tournament_id: TournamentId) -> tuple[Place, Offset]:
+        """The partition of a tournament's changes, and the offset that the next one gets."""
+        number = partition_of(tournament_id.encode(), self._logs.partitions(POSITION_CHANGES))
+        place = Place(POSITION_CHANGES, number)
+        return place, self._logs.span(place)[1]
+
+
 def consume() -> None:
     """Run the Kafka host until it is told to stop."""
     kafka, consumer = load(KafkaSettings, os.environ), load(ArchiveSettings, os.environ)
     redis, tombstones = load(RedisSettings, os.environ), load(TombstoneSettings, os.environ)
-    database = load(DatabaseSettings, os.environ)
+    database, log = load(DatabaseSettings, os.environ), load(AuditWriterSettings, os.environ)
     telemetry.log_json()
     sys.setswitchinterval(SWITCH_SECONDS)
     engine = sql_engine.connect(database.url)
     client = FirstUse(lambda: connect(redis.url))
+    shards = AuditShards(log)
 
     def function() -> Archivist:
         sql_migrations.check(engine)
-        archive = SqlArchive(engine, tombstones.bytes())
-        board, directory = RedisBoard(client(), tombstones.bytes()), RedisDirectory(client())
-        check = StandingCheck(archive, board, directory, RedisProgress(client()))
-        return Archivist(archive, check)
+        key = tombstones.bytes()
+        archive, progress = SqlArchive(engine, key), RedisProgress(client())
+        board, directory = RedisBoard(client(), key), RedisDirectory(client())
+        check = StandingCheck(archive, board, directory, progress)
+        pseudonyms, changes = SqlPseudonyms(engine, key), ChangesLog(kafka)
+        ports = LogPorts(log.origin, shards.open, pseudonyms, progress, changes.end)
+        shards.auditor = Auditor(ports, log_keys(key))
+        return Archivist(archive, shards.auditor, check)
 
-    ready = {"database": lambda: sql_engine.check(engine)}
+    ready = {"database": lambda: sql_engine.check(engine), "audit log": shards.check}
     letters = OwnLetters(KafkaFeed(kafka))
     KafkaHost(
         NAME,

@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -306,6 +307,41 @@ class ErasureSettings(_Settings):
     """How long forgetting a player may take; the law's month is the most."""
 
     deadline_seconds: int = Field(3600, alias="ERASURE_DEADLINE_SECONDS", ge=60, le=30 * 24 * 3600)
+
+
+def _log_place(text: str) -> str:
+    scheme, place = _netloc(text)
+    path = urlsplit(text).path if scheme else ""
+    if scheme == "file" and not place and len(path) > 1:
+        return text.rstrip("/")
+    if scheme == "s3" and re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", place):
+        return text.rstrip("/")
+    raise ValueError("is no file:///folder and no s3://bucket/prefix")
+
+
+class AuditLogSettings(_Settings):
+    """Where the audit log is, and as what its shards sign: `<origin>/<topic>/<partition>`."""
+
+    url: Annotated[str, AfterValidator(_log_place)] = Field(alias="AUDIT_LOG_URL")
+    origin: str = Field(
+        alias="AUDIT_LOG_ORIGIN", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*$",
+        max_length=160,
+    )  # fmt: skip
+
+
+class AuditWriterSettings(AuditLogSettings):
+    """The same for who writes it."""
+
+    signing_key: SecretStr = Field(alias="AUDIT_SIGNING_KEY")
+    """Ed25519, as C2SP's signed notes have it: PRIVATE+KEY+<name>+<id>+<key>."""
+
+    @field_validator("signing_key")
+    @classmethod
+    def _looks_like_a_key(cls, key: SecretStr) -> SecretStr:
+        form = r"PRIVATE\+KEY\+[^\s+]+\+[0-9a-f]{8}\+[A-Za-z0-9+/]+={0,2}"
+        if re.fullmatch(form, key.get_secret_value()) is None:
+            raise ValueError("is no key of the form PRIVATE+KEY+<name>+<8 hex digits>+<base64>")
+        return key
 
 
 class EntraSettings(_Settings):

@@ -275,6 +275,33 @@ RECORD_DIFFERENCES: Final = _counter(
     "Standings in which board and record contradict each other.",
 )
 
+AUDIT_LEAVES: Final = _counter(
+    "leaderboard_audit_leaves",
+    "leaves",
+    "Leaves signed into the audit log.",
+    "topic",
+)
+AUDIT_FENCED: Final = _counter(
+    "leaderboard_audit_fenced",
+    "appends",
+    "Appends to the audit log that another owner of the shard was ahead of.",
+)
+AUDIT_ADOPTED: Final = _counter(
+    "leaderboard_audit_adopted",
+    "appends",
+    "Appends that took over leaves which were written and not signed.",
+)
+AUDIT_GAPS: Final = _counter(
+    "leaderboard_audit_gaps",
+    "shards",
+    "Shards of the audit log that can't be whole: set back, or behind what Kafka still has.",
+)
+AUDIT_KEYS_DESTROYED: Final = _counter(
+    "leaderboard_audit_keys_destroyed",
+    "keys",
+    "Keys of erased players that were destroyed.",
+)
+
 # the outbox
 
 RELAYED: Final = _counter(

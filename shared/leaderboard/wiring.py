@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from leaderboard.callers import Limits, Quota, Tokens
 from leaderboard.door import GuardedDoor
+from leaderboard.errors import NoteError, SettingsError
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.ports import Revisions
 from leaderboard.record_ports import Holdings, Record, Requests, Snapshots
 from leaderboard.settings import (
+    AuditLogSettings,
+    AuditWriterSettings,
     DatabaseSettings,
     GatewaySettings,
     PlayersGatewaySettings,
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from leaderboard.adapters.nchan_pods import NchanPods
     from leaderboard.adapters.redis_client import RedisClient
     from leaderboard.adapters.web_pubsub_gateway import WebPubSubGateway
+    from leaderboard.audit.notes import Signer
+    from leaderboard.audit.store import LogStores
 
 
 def engine_of(settings: DatabaseSettings) -> FirstUse[Engine]:
@@ -82,6 +88,30 @@ def holdings_of(engine: Callable[[], Engine]) -> FirstUse[Holdings]:
         return sql_reading.holdings_in(engine())
 
     return FirstUse(make)
+
+
+def log_stores_of(settings: AuditLogSettings) -> LogStores:
+    """Where the audit log's shards are."""
+    parts = urlsplit(settings.url)
+    if parts.scheme == "file":
+        from leaderboard.adapters.directory_log import (  # noqa: PLC0415 - see above
+            DirectoryLogStores,
+        )
+
+        return DirectoryLogStores(Path(unquote(parts.path)))
+    from leaderboard.adapters.object_log import ObjectLogStores  # noqa: PLC0415 - see above
+
+    return ObjectLogStores.at(settings.url)
+
+
+def signer_of(settings: AuditWriterSettings) -> Signer:
+    """Who signs it. Raises SettingsError, which does not show the key."""
+    from leaderboard.audit.notes import Signer  # noqa: PLC0415 - see above
+
+    try:
+        return Signer.parse(settings.signing_key.get_secret_value())
+    except NoteError as error:
+        raise SettingsError(f"AUDIT_SIGNING_KEY: {error}") from None
 
 
 def revisions_of(api_url: str, account_folder: Path) -> FirstUse[Revisions]:

@@ -321,6 +321,7 @@ def test_example_of_secrets_gives_each_user_its_own() -> None:
     keys = {name: {one["secretKey"] for one in spec["data"]} for name, spec in found.items()}
     assert keys.pop("redis-users") == set(users_with_passwords())
     assert keys.pop("leaderboard") == {"TOMBSTONE_KEY"}
+    assert keys.pop("audit") == {"AUDIT_SIGNING_KEY"}
     assert keys.pop(OWNER) == {"DATABASE_URL"}
     assert keys.keys() == {f"stores-{one.name}" for one in FUNCTIONS}
     for secret, held in keys.items():

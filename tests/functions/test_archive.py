@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
+import audit_logs
 import logs
 from hosting import FUNCTIONS
 from leaderboard import events as ev
@@ -97,6 +98,7 @@ class Archives:
             "TOMBSTONE_KEY": TOMBSTONE_KEY.decode(),
             "BATCH_SIZE": "500",
             "HOST": LOOPBACK,
+            **audit_logs.settings_in(folder / "audit-log"),
         }
 
     def start(self, **changes: str) -> subprocess.Popen[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,8 +150,8 @@ def test_board_and_record_of_one_log_never_differ_however_they_move(
     seed: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(archive, "LIVE_PIECE", 3)
-    monkeypatch.setattr(archive, "FINAL_PIECE", 4)
+    monkeypatch.setattr(sys.modules["comparing"], "LIVE_PIECE", 3)
+    monkeypatch.setattr(sys.modules["comparing"], "FINAL_PIECE", 4)
     one, before = Compared(archive, engine, client, mixed_log(seed, length=40)), alarms()
     chance = random.Random(seed)
     bias = chance.choice((0.2, 0.5, 0.8))

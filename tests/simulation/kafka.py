@@ -368,6 +368,9 @@ class TopicLogs:
     def partitions(self, topic: str) -> int:
         return self._cluster.partitions[topic]
 
+    def span(self, place: Place) -> tuple[Offset, Offset]:
+        return self.low(place), Offset(self._cluster.logs[place].end)
+
     def low(self, place: Place) -> Offset:
         return Offset(self._cluster.logs[place].low)
 

@@ -24,11 +24,13 @@ from unittest.mock import patch
 
 import sqlalchemy as sa
 
+from audit_logs import MemoryLogs, auditor
 from hosting import FUNCTIONS, SETTINGS
 from leaderboard import telemetry
 from leaderboard.adapters import sql_engine, sql_migrations
 from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.sql_archive import SqlArchive
+from leaderboard.adapters.sql_pseudonyms import SqlPseudonyms
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.adapters.sql_requests import SqlRequests
 from leaderboard.adapters.sql_snapshot import SqlSnapshots
@@ -273,6 +275,8 @@ class World:
         self.connections = port(store.connections)
         self.record = SqlRecord(self.engine)
         self.archive = SqlArchive(self.engine, TOMBSTONE_KEY, REMEMBERED, now_ms)
+        self.pseudonyms = SqlPseudonyms(self.engine, TOMBSTONE_KEY, now_ms)
+        self.logs = MemoryLogs(lambda store: port(store, "audit log"))
         self.snapshots = Snapshots(self.engine, self.seen, now_ms)
         self.feed = Feed(self.cluster, self.reach)
         self.gateway = Gateway(self.seen, self.reach)
@@ -328,7 +332,23 @@ class World:
             self.clock.monotonic,
             self.clock.now_ms,
         )
-        return main.Archivist(archive, check)
+        audit = auditor(
+            main,
+            self.engine,
+            self.logs,
+            self.progress,
+            changes_end=self._changes_end,
+            clock=self.clock.monotonic,
+            pseudonyms=Port(self.pseudonyms, self.reach, "record"),
+        )
+        return main.Archivist(archive, audit, check)
+
+    def _changes_end(self, tournament_id: TournamentId) -> tuple[Place, Offset]:
+        self.reach("kafka")
+        number = partition_of(tournament_id.encode(), TOPICS[POSITION_CHANGES])
+        place = Place(POSITION_CHANGES, number)
+        log = self.cluster.logs.get(place)
+        return place, Offset(0 if log is None else log.end)
 
     # processes
 

@@ -391,9 +391,9 @@ class KafkaHost:
     def _take_over(self, handler: Handler, place: Place) -> None:
         def ask() -> tuple[Offset, Offset]:
             log_id = self._log_ids[place] = self._logs.log_id(place)
-            committed, low = self._group.committed(place), self._logs.low(place)
+            committed, (low, end) = self._group.committed(place), self._logs.span(place)
             partitions = self._logs.partitions(place.topic)
-            found = handler.assigned(Assignment(*place, log_id, committed, low, partitions))
+            found = handler.assigned(Assignment(*place, log_id, committed, low, partitions, end))
             group = low if committed is None else max(committed, low)
             return group, group if found is None else min(found, group)
 

@@ -36,6 +36,8 @@ class Assignment:
     """The oldest offset that the log still holds."""
     partitions: int
     """How many the topic has."""
+    end: Offset | None = None
+    """The offset that its next record gets; None: not asked."""
 
     @property
     def place(self) -> Place:

@@ -82,11 +82,16 @@ class TopicLogs:
 
     def low(self, place: Place) -> Offset:
         """The oldest offset that the log still holds."""
+        return self.span(place)[0]
+
+    def span(self, place: Place) -> tuple[Offset, Offset]:
+        """The oldest offset that the log still holds, and the one that its next record gets."""
         asked = TopicPartition(*place)
         try:
-            return Offset(self._client.get_watermark_offsets(asked, timeout=ASK_SECONDS)[0])
+            low, end = self._client.get_watermark_offsets(asked, timeout=ASK_SECONDS)
         except KafkaException as error:
             raise TransientError(f"Kafka did not tell where the log starts: {error}") from None
+        return Offset(low), Offset(end)
 
     def before(self, place: Place, end: Offset, count: int) -> Iterator[Record]:
         """The last records before `end`, in order: those of the `count` offsets before it that

@@ -144,6 +144,7 @@ CALLS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "archive": (
         "board.expire", "board.rows", "board.top", "directory.remove", "progress.forget",
+        "progress.read",
     ),
     "query": (*_READS, "limits.begin"),
     "on-connect": (

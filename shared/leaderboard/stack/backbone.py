@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Final, Protocol
 
 from leaderboard.adapters import sql_migrations
+from leaderboard.audit.notes import Signer
 from leaderboard.settings import DatabaseSettings, load
 from leaderboard.stack.process import LOOPBACK, Process
 from leaderboard.stack.servers import RedisServer
@@ -99,6 +100,25 @@ def common_settings(ports: Mapping[str, int], environ: Mapping[str, str]) -> dic
         "ALLOWED_ORIGINS": environ.get("ALLOWED_ORIGINS") or ",".join(pages),
         "PAGE_TOKEN_URL": f"{issuer_url}/token",
         "PAGE_CONNECT_URL": connect_url,
+    }
+
+
+AUDIT_ORIGIN: Final = "leaderboard.local/audit"
+"""Where nobody else's log could be called so: a stack's is checked with the key of that stack."""
+
+
+def audit_settings(data: Path) -> dict[str, str]:
+    """An audit log of its own, with a new key: in a file that only archive reads."""
+    folder, key_file = data.absolute() / "audit-log", data.absolute() / "audit-signing-key"
+    folder.mkdir()
+    signer = Signer.generate(AUDIT_ORIGIN)
+    key_file.touch(mode=0o600)
+    key_file.write_text(f"{signer.private_text()}\n", encoding="utf-8")
+    return {
+        "AUDIT_LOG_URL": folder.as_uri(),
+        "AUDIT_LOG_ORIGIN": AUDIT_ORIGIN,
+        "AUDIT_SIGNING_KEY_FILE": str(key_file),
+        "AUDIT_PUBLIC_KEY": str(signer.verifier),
     }
 
 

@@ -22,6 +22,7 @@ from leaderboard.stack.backbone import (
     PLAY,
     Backbone,
     answers_ok,
+    audit_settings,
     common_settings,
     traces_service,
     traces_settings,
@@ -102,6 +103,7 @@ def _start(
     supervisor.start([*backbone.services(), *traces])
     backbone.prepare()
     settings = backbone.settings() | common_settings(ports, options.environ)
+    settings |= audit_settings(data)
     if options.traces:
         settings |= traces_settings(traces_file, ports["TRACES_PORT"], options.environ)
     settings |= {

@@ -40,6 +40,8 @@ _EXTRA_OF: Final = {
     "leaderboard.adapters.redis_": "redis",
     "leaderboard.adapters.kafka_": "kafka",
     "leaderboard.hosts.kafka": "kafka",
+    "leaderboard.audit.": "audit",
+    "leaderboard.wiring.log_stores_of": "audit",
     "leaderboard.adapters.sql_": "sql",
     "leaderboard.wiring.engine_of": "sql",
     "leaderboard.wiring.tokens_of": "http",
