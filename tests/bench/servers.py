@@ -13,6 +13,7 @@ from pathlib import Path
 from redis import Redis
 
 import leaderboard
+from audit_logs import settings_in
 from leaderboard.adapters import sql_migrations
 from leaderboard.settings import DatabaseSettings, load
 from leaderboard.stack.postgres import PostgresServer
@@ -44,6 +45,7 @@ class Servers:
             "DATABASE_URL": self.database,
             "TOMBSTONE_KEY": TOMBSTONE_KEY.decode(),
             "HOST": LOOPBACK,
+            **settings_in(self.folder / "audit-log"),
         }
 
     def client(self) -> Redis:

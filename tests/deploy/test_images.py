@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from audit_logs import SIGNER
 from hosting import hosted
 from images.__main__ import command_of
 from leaderboard import settings
@@ -187,7 +188,9 @@ def compose() -> dict[str, Any]:
 
 def environ_of(name: str) -> dict[str, str]:
     told = compose()["services"][name]["environment"]
-    environ = {key: re.sub(r"^\$\{TOMBSTONE_KEY:\?.*\}$", KEY, text) for key, text in told.items()}
+    given = {"TOMBSTONE_KEY": KEY, "AUDIT_SIGNING_KEY": SIGNER.private_text()}
+    wanted = re.compile(r"^\$\{(TOMBSTONE_KEY|AUDIT_SIGNING_KEY):\?.*\}$")
+    environ = {key: wanted.sub(lambda one: given[one[1]], text) for key, text in told.items()}
     assert not any("$" in text for text in environ.values())
     return environ
 
@@ -204,6 +207,8 @@ def test_compose_runs_every_function_as_the_stacks_do(function: Any) -> None:
     if function.target is None:
         for model in ("KafkaSettings", "RedisSettings", "DatabaseSettings", "GatewaySettings"):
             load(getattr(settings, model), environ)
+        if function.name == "archive":
+            load(settings.AuditWriterSettings, environ)
     else:
         with hosted(function.folder, environ):
             pass

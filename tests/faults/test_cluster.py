@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+from audit_logs import settings_in
 from clusters import LostTail, asked, migrate, promoted, stands_at
 from leaderboard import events as ev
 from leaderboard.adapters import sql_migrations
@@ -104,6 +105,7 @@ class Scene:
             "DATABASE_URL": self._database_url,
             "TOMBSTONE_KEY": TOMBSTONE_KEY.decode(),
             "HOST": LOOPBACK,
+            **settings_in(self._folder / "audit-log"),
         }
         port = self._port if name == "on-wager" else free_port()
         environ = FUNCTION[name].environ(settings, port)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path as Folder
 from typing import Any, Final
 
+from audit_logs import settings_in
 from leaderboard.adapters import sql_engine
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.model import TournamentId
@@ -140,7 +141,9 @@ def servers(folder: Folder) -> Iterator[tuple[dict[str, int], dict[str, str]]]:
             for f in FUNCTIONS
             if f.url_setting is not None
         }
-        yield ports, {**backbone.settings(), **common_settings(ports, {}), **urls}
+        # In the container's own memory: nothing else of it can be written to.
+        log = {**settings_in(folder / "audit-log"), "AUDIT_LOG_URL": "file:///dev/shm/audit-log"}
+        yield ports, {**backbone.settings(), **common_settings(ports, {}), **log, **urls}
 
 
 def whole_path(containers: Containers, players: Players) -> None:
