@@ -137,7 +137,8 @@ class Leaves:
     def __init__(self, place: Place, log_id: str, keys: LogKeys) -> None:
         self._topic, self._partition = place
         self._keys = keys
-        self._log = _quoted(log_id.split("/")[1])
+        # Kafka's ids of topics may have slashes themselves.
+        self._log = _quoted(log_id.removeprefix(f"{place.topic}/").removesuffix(f"/{place[1]}"))
         topic = _quoted(self._topic)
         self._end = f',"v":{VERSION}}}'
         self._middle = f',"partition":{self._partition},"player":'

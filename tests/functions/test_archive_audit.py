@@ -38,8 +38,8 @@ from running import wait_for
 
 TOPICS = (ev.WAGERS, ev.POSITION_CHANGES, ev.CONNECTIONS, ev.GDPR_EVENTS)
 READ_SECONDS = 120.0
-KILLS = 8
-WAGERS_SENT = 40_000
+KILLS = 6
+WAGERS_SENT = 25_000
 
 
 @pytest.fixture(scope="module")

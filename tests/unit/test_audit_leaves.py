@@ -40,12 +40,14 @@ ANY = any_record().filter(lambda named: named[1].topic in AUDITED)
 OURS = [name for name in NAMES if TOPIC_OF[name] in AUDITED]
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 KEYS = log_keys(b"a secret of the whole deployment, long enough")
+LOG_ID = "/Xq/1"
+"""As Kafka may name a topic."""
 ALICE = player_key(b"a" * 32)
 
 
 def leaf_of(record: ev.Record, offset: int = 7, *, is_gone: bool = False) -> bytes:
     event = decode_kafka(record)
-    leaves = Leaves(Place(record.topic, 3), f"{record.topic}/Xq-1/3", KEYS)
+    leaves = Leaves(Place(record.topic, 3), f"{record.topic}/{LOG_ID}/3", KEYS)
     whose = who(record.topic, event)
     key = None if whose is None or is_gone else ALICE
     return leaves.of_event(LogEntry(Offset(offset), 1_000, event), record.value, key)
@@ -60,7 +62,7 @@ def test_leaf_of_a_wager_is_this_text() -> None:
     assert leaf_of(record).decode() == (
         f'{{"commitment":"{sealed}"'
         ',"data":{"currency":"EUR","game_id":"slots","stake_minor":250,"win_minor":100}'
-        f',"id":"{KEYS.id_of("/game/platform", "e-1")}","log":"Xq-1","logged_ms":1000'
+        f',"id":"{KEYS.id_of("/game/platform", "e-1")}","log":"/Xq/1","logged_ms":1000'
         f',"number":12,"offset":7,"partition":3,"player":"{ALICE.pseudonym}"'
         ',"source":"/game/platform","time_ms":1759999000123,"topic":"wagers"'
         ',"tournament":"t1","type":"wager.placed","v":1}'
@@ -162,12 +164,12 @@ def test_nothing_personal_is_in_a_leaf(name: str) -> None:
 
 
 def test_refused_record_leaves_its_place_and_reason_only() -> None:
-    leaves = Leaves(Place("wagers", 3), "wagers/Xq-1/3", KEYS)
+    leaves = Leaves(Place("wagers", 3), f"wagers/{LOG_ID}/3", KEYS)
     value = b'{"player_id": "Zoe-marker"'
     leaf = decode(leaves.of_refused(9, 1_000, value, Refusal.NOT_JSON))
     key = opening(KEYS.others, "wagers", 3, 9)
     assert leaf == Leaf(
-        Place("wagers", 3), Offset(9), "Xq-1", 1_000, commitment(key, said(None, value)), "not_json"
+        Place("wagers", 3), Offset(9), LOG_ID, 1_000, commitment(key, said(None, value)), "not_json"
     )
     assert leaf.entry() is None
 
@@ -218,7 +220,7 @@ def test_who_is_erased_has_no_key_in_what_comes_behind() -> None:
     ]
     entries = [LogEntry(Offset(one.offset), 1, decode_kafka(one)) for one in records]
     whose: Who = (TournamentId("t1"), PlayerId("alice"))
-    leaves = Leaves(Place("wagers", 3), "wagers/Xq-1/3", KEYS)
+    leaves = Leaves(Place("wagers", 3), f"wagers/{LOG_ID}/3", KEYS)
     made = leaves_of(leaves, records, entries, {}, {whose: ALICE}, {whose: Offset(1)})
     read = [decode(one) for one in made]
     assert [one.player for one in read] == [ALICE.pseudonym, ALICE.pseudonym, None]
@@ -236,7 +238,7 @@ def test_batch_has_a_leaf_for_every_record() -> None:
     ]
     entries = [LogEntry(Offset(o.offset), 1, decode_kafka(o)) for o in (records[0], records[2])]
     whose: Who = (TournamentId("t1"), PlayerId("alice"))
-    leaves = Leaves(Place("wagers", 3), "wagers/Xq-1/3", KEYS)
+    leaves = Leaves(Place("wagers", 3), f"wagers/{LOG_ID}/3", KEYS)
     made = leaves_of(leaves, records, entries, {6: Refusal.NOT_JSON}, {whose: ALICE}, {})
     assert [decode(one).offset for one in made] == [4, 6, 9]
     assert [decode(one).refused for one in made] == [None, "not_json", None]
@@ -252,8 +254,8 @@ def test_batch_has_a_leaf_for_every_record() -> None:
         lambda raw: raw.replace(b'"offset":7', b'"offset":7.0'),
         lambda raw: raw.replace(b'"offset":7', b'"offset":"7"'),
         lambda raw: raw.replace(b'"type":"wager.placed"', b'"type":"wager.lost"'),
-        lambda raw: raw.replace(b'"log":"Xq-1"', b'"log":1'),
-        lambda raw: raw.replace(b'"log":"Xq-1",', b""),
+        lambda raw: raw.replace(b'"log":"/Xq/1"', b'"log":1'),
+        lambda raw: raw.replace(b'"log":"/Xq/1",', b""),
         lambda raw: raw.replace(b'"log":', b'"a":1,"log":'),
         lambda raw: raw.replace(b"slots", b"sl\\u006fts"),
         lambda raw: b"[" + raw + b"]",
