@@ -37,7 +37,7 @@ from leaderboard.audit.log import AuditLog
 from leaderboard.audit.store import LogStore, Shard
 from leaderboard.audit.tiles import CHECKPOINT
 from leaderboard.audit_leaves import AUDITED, log_keys
-from leaderboard.codec import JSON_TYPE, decode_kafka
+from leaderboard.codec import data_as_kept, decode_kafka
 from leaderboard.errors import SettingsError
 from leaderboard.events import (
     CONNECTIONS,
@@ -48,7 +48,6 @@ from leaderboard.events import (
     Record,
     dead_letter_topic,
 )
-from leaderboard.fold import LogEntry
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.kafka import (
     Assignment,
@@ -78,8 +77,6 @@ OURS = (CONNECTIONS, GDPR_EVENTS)
 """Topics that nobody else reads: what can't be read there is ours to bury."""
 LETTERS = tuple(map(dead_letter_topic, (WAGERS, POSITION_CHANGES, *OURS)))
 TOPICS = (WAGERS, POSITION_CHANGES, *OURS, *LETTERS)
-PLAIN: Final = ("content-type", JSON_TYPE.encode())
-"""How nearly all say that their value is the data alone."""
 WORTH_A_THREAD: Final = 500
 """Smaller batches are in the record sooner than another thread would begin."""
 SWITCH_SECONDS: Final = 0.001
@@ -241,25 +238,12 @@ def inputs_of(batch: Batch) -> list[Input]:
     first = batch.records[0].offset
     is_dense = batch.records[-1].offset - first == len(batch.records) - 1
     by_offset = {} if is_dense else {record.offset: record for record in batch.records}
-    return [
-        Input(
-            entry,
-            _body(
-                batch.records[entry.offset - first] if is_dense else by_offset[entry.offset], entry
-            ),
-        )
-        for entry in batch.entries
-    ]
-
-
-def _body(record: Record, entry: LogEntry) -> str:
-    if PLAIN in record.headers and record.value is not None:
-        return record.value.decode()
-    for name, value in record.headers:
-        if name.lower() == "content-type" and value and value.startswith(b"application/cloud"):
-            # The data lay inside of the event, and were taken out to be read.
-            return entry.event.data.model_dump_json(exclude_unset=True)
-    return (record.value or b"").decode()
+    found: list[Input] = []
+    for entry in batch.entries:
+        at = entry.offset
+        record = batch.records[at - first] if is_dense else by_offset[at]
+        found.append(Input(entry, data_as_kept(record, entry.event).decode()))
+    return found
 
 
 def decode(record: Record) -> Event | None:

@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from leaderboard import events as ev
+from leaderboard.codec import data_as_kept
 from leaderboard.errors import Refusal
 from leaderboard.model import SCORE_LIMIT, Offset, Place, PlayerId, TournamentId
 from leaderboard.terms import LogEntry
@@ -85,8 +86,8 @@ def commitment(key: bytes, said: bytes) -> str:
 
 
 def said(event_id: str | None, value: bytes | None) -> bytes:
-    """What is committed to: the event's id (nothing for a record that can't be read), a line
-    feed, and the record's value as it came."""
+    """What is committed to: the event's id, a line feed, and its data as `codec.data_as_kept` has
+    them; of a record that can't be read no id, and its value as it came."""
     return b"%b\n%b" % ((event_id or "").encode(), value or b"")
 
 
@@ -435,5 +436,5 @@ def leaves_of(
         key = None
         if whose is not None and (whose not in ended or entry.offset <= ended[whose]):
             key = keys[whose]
-        made.append(leaves.of_event(entry, record.value, key))
+        made.append(leaves.of_event(entry, data_as_kept(record, entry.event), key))
     return made

@@ -25,6 +25,7 @@ from leaderboard.events import TOPICS, WAGERS, Event, Record, parse_time_ms, typ
 
 __all__ = [
     "JSON_TYPE",
+    "data_as_kept",
     "decode_http",
     "decode_kafka",
     "encode_data",
@@ -62,6 +63,8 @@ _KNOWN: Final = (
     *("subject", "sequence", "traceparent", "partitionkey"),
 )
 _HEADERS: Final = {"content-type": "datacontenttype", **{f"ce_{name}": name for name in _KNOWN}}
+_PLAIN: Final = ("content-type", JSON_TYPE.encode())
+"""How nearly all say that their value is the data alone."""
 _NAME = re.compile(r"[a-z0-9]+", re.ASCII)
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 """What CloudEvents' type String leaves out (non-characters of the further planes apart)."""
@@ -224,6 +227,18 @@ def decode_http(headers: Mapping[str, str], body: bytes, topic: str) -> Event:
     if (hop := lower.get(_HOP, "")) and len(hop) <= 128 and hop.isprintable():
         attributes.setdefault("traceparent", hop)
     return _build(attributes, body, topic)
+
+
+def data_as_kept(record: Record, event: Event) -> bytes:
+    """The data of a record's event as they came; of a structured one, where they lay inside of the
+    event, as they are written once they were read. What the record keeps, and leaves commit to."""
+    value = record.value or b""
+    if _PLAIN in record.headers:
+        return value
+    for name, raw in record.headers:
+        if name.lower() == "content-type" and raw and _is_structured(raw.decode()):
+            return encode_data(event.data)
+    return value
 
 
 def traceparent_of(record: Record) -> str | None:
