@@ -301,6 +301,8 @@ FRAUD_ALERTS: Final = "fraud-alerts"
 GDPR_EVENTS: Final = "gdpr-events"
 CONNECTIONS: Final = "connections"
 GAME_EVENTS: Final = "game-events"
+POSITION_SOURCE: Final = "/leaderboard/on-wager"
+"""Who publishes position changes."""
 
 TOPICS: Final[Mapping[str, Mapping[str, type[Data]]]] = {
     WAGERS: {

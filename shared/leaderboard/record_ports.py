@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 from leaderboard.audit_leaves import PlayerKey, Who
 from leaderboard.errors import Refusal
 from leaderboard.events import Record as EventRecord
-from leaderboard.fold import LogEntry
-from leaderboard.model import Disposition, Offset, Place, PlayerId, State, TournamentId
+from leaderboard.fold import LogEntry, Terms
+from leaderboard.model import Disposition, Offset, Place, PlayerId, Score, State, TournamentId
 from leaderboard.ports import BoardView, PlayerRow, Snapshot, Summary
 
 
@@ -287,3 +287,132 @@ class Snapshots(Protocol):
 
         None in place of entries for one that has erased somebody: nothing of that player is kept
         under their name, so the fold of what is kept would be another one."""
+
+
+# --- the record as a witness of the audit log ----------------------------------------------------
+
+
+class InputRow(NamedTuple):
+    """A row of `inputs`, with the tournament's id and the player's name as it is now."""
+
+    tournament_id: str
+    offset: int
+    player_no: int | None
+    player_id: str | None
+    logged_at_ms: int
+    kind: str
+    source: str
+    event_id: str
+    time_ms: int
+    number: int | None
+    data: str
+    disposition: str
+    event_key: bytes | None
+    ordinal: int | None
+    touched: bool
+    before_score: int | None
+    before_subscore: int | None
+    before_reached: int | None
+
+
+class ChangeRow(NamedTuple):
+    """A row of `position_changes`."""
+
+    sequence: int
+    player_id: str
+    old_rank: int | None
+    new_rank: int | None
+    score: int
+    subscore: int | None
+    distance: int | None
+    cause_source: str
+    cause_id: str
+    time_ms: int
+
+
+class AccountRow(NamedTuple):
+    """A tournament's own row."""
+
+    no: int
+    tournament_id: TournamentId
+    offset: Offset
+    sequence: Offset
+    state: str
+    starts_at_ms: int
+    ends_at_ms: int
+    terms: Terms
+    players: int
+    players_seen: int
+    ids_applied: int
+    over_at_ms: int | None
+
+
+class MemberRow(NamedTuple):
+    """Who stands behind a player's number in one tournament."""
+
+    no: int
+    player_id: str
+    display_name: str | None
+    joined_at: int | None
+    out_at: int | None
+
+
+class StandingRow(NamedTuple):
+    """A player's standing."""
+
+    no: int
+    score: Score
+    reached: Offset
+
+
+class FinalRow(NamedTuple):
+    """A standing of a board that is over."""
+
+    rank: int
+    standing: StandingRow
+
+
+class Witness(Protocol):
+    """All that the record says, in one consistent view. Iterators stream, in the order named."""
+
+    def ends(self) -> Mapping[Place, tuple[str, Offset]]:
+        """The log's id and the next offset of every partition that the record has read."""
+
+    def inputs(self, partition: int) -> Iterator[InputRow]:
+        """All inputs of a partition, by offset."""
+
+    def changes(self, tournament_id: TournamentId) -> Iterator[ChangeRow]:
+        """A tournament's position changes, by sequence."""
+
+    def changed(self) -> Mapping[TournamentId, int]:
+        """The tournaments with position changes, and where the record says that they end."""
+
+    def accounts(self, partition: int) -> Sequence[AccountRow]:
+        """The tournaments of a partition."""
+
+    def revisions(self, account: AccountRow) -> Sequence[tuple[int, Terms]]:
+        """The terms as each revision left them, by revision."""
+
+    def members(self, account: AccountRow) -> Iterator[MemberRow]:
+        """The players, by number."""
+
+    def standings(self, account: AccountRow) -> Iterator[StandingRow]:
+        """The standings, the first rank first."""
+
+    def final(self, account: AccountRow) -> Iterator[FinalRow]:
+        """The standings that the end left, by rank."""
+
+    def exclusions(self, account: AccountRow) -> Sequence[tuple[int, str, bytes]]:
+        """Offset, reason and mark of who stays out, sorted."""
+
+    def erasures(self, account: AccountRow) -> Sequence[tuple[int, str, int]]:
+        """Offset, id of the request, and event time of the erasures applied, sorted."""
+
+    def key_of(self, tournament_id: TournamentId, player_id: PlayerId | str) -> PlayerKey | None:
+        """The key behind a player's leaves in a tournament, None where there is none (any more)."""
+
+    def mark_of(self, tournament_id: TournamentId, player_id: str) -> bytes:
+        """The mark that would keep a player out of a tournament."""
+
+    def done_with(self, tournaments: Sequence[TournamentId]) -> None:
+        """Nobody will ask for keys of these again."""

@@ -344,6 +344,13 @@ class AuditWriterSettings(AuditLogSettings):
         return key
 
 
+class AuditReaderSettings(AuditLogSettings):
+    """The same for who checks it."""
+
+    public_key: str = Field(alias="AUDIT_PUBLIC_KEY")
+    """<name>+<id>+<key>; the shards' logs are signed with it under their own names."""
+
+
 class EntraSettings(_Settings):
     """A workload's identity, under the names that Azure's webhook gives a pod."""
 

@@ -114,7 +114,12 @@ class Decision(NamedTuple):
 
 def event_key(event: ev.Event) -> bytes:
     """16 bytes that stand for `source` and `id`, the idempotency key of CloudEvents 1.0."""
-    return blake2b(f"{event.source}\n{event.id}".encode(), digest_size=16).digest()
+    return event_key_of(event.source, event.id)
+
+
+def event_key_of(source: str, event_id: str) -> bytes:
+    """The same of the two alone."""
+    return blake2b(f"{source}\n{event_id}".encode(), digest_size=16).digest()
 
 
 def decide(terms: Terms | None, entry: LogEntry) -> Decision:

@@ -23,7 +23,7 @@ from prometheus_client import REGISTRY
 
 from leaderboard import events as ev
 from leaderboard.adapters import kafka_feed
-from leaderboard.adapters.kafka_feed import POSITION_SOURCE, KafkaFeed, change_record
+from leaderboard.adapters.kafka_feed import KafkaFeed, change_record
 from leaderboard.codec import decode_kafka, encode_kafka
 from leaderboard.errors import TransientError
 from leaderboard.model import Cause, Offset, PlayerId, PositionChange, Score, TournamentId
@@ -85,7 +85,7 @@ def event_of(change: PositionChange) -> ev.Event:
     data = ev.PositionChanged.model_validate(told)
     return ev.Event(
         id=f"{change.tournament_id}/{change.sequence}",
-        source=POSITION_SOURCE,
+        source=ev.POSITION_SOURCE,
         time_ms=change.time_ms,
         data=data,
         subject=change.player_id,

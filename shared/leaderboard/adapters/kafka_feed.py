@@ -22,6 +22,7 @@ from leaderboard.codec import JSON_TYPE, encode_kafka
 from leaderboard.errors import TransientError
 from leaderboard.events import (
     POSITION_CHANGES,
+    POSITION_SOURCE,
     PositionChanged,
     Record,
     format_time_ms,
@@ -36,7 +37,6 @@ Headers = list[tuple[str, str | bytes | None]]
 Parts = tuple[str, bytes | None, bytes | None, Headers]
 MAX_RECORD_BYTES: Final = 4 * 1024 * 1024
 """As big as a topic takes: a dead letter carries its event whole, with more headers."""
-POSITION_SOURCE: Final = "/leaderboard/on-wager"
 _FIXED_HEADERS: Final = (
     ("ce_specversion", b"1.0"),
     ("ce_source", POSITION_SOURCE.encode()),
