@@ -106,7 +106,7 @@ class Backing:
                 "linger.ms": 20,
             }
         )
-        events = [schedule(one) for one in tournaments]
+        events = [_without_floor(schedule(one)) for one in tournaments]
         names = itertools.islice(itertools.cycle(tournaments), count)
         events += [wager(one, f"p{i % 997}", 100) for i, one in enumerate(names)]
         for number, one in enumerate(events):
@@ -196,6 +196,12 @@ def _started(folder: Path, api_url: str, authority: str, running: ExitStack) -> 
         for name in ("on-wager", "tournament")
     }
     return Backing(kafka, link, settings, given, processes, account)
+
+
+def _without_floor(scheduled: ev.Event) -> ev.Event:
+    """The same for a tournament that wants no replicas of its own."""
+    asked = {**scheduled.data.model_dump(), "prewarm": {"floor": 0}}
+    return scheduled._replace(data=ev.TournamentScheduled.model_validate(asked))
 
 
 _TOLD: Final = (

@@ -12,6 +12,8 @@ from deploy.checking.building import Built, Manifest, Problem
 PARTITIONS: Final = "leaderboard.io/partitions"
 DECIDED_SECONDS: Final = 30
 """From the floor to the ceiling."""
+SYNC_SECONDS: Final = 15
+"""Of the autoscaler: so often Kubernetes asks KEDA, which asks Kafka then."""
 PRODUCTION_FLOOR: Final = 2
 FLOOR_URL: Final = re.compile(
     r"http://(?P<service>[\w-]+)\.(?P<namespace>[\w-]+)\.svc\.cluster\.local"
@@ -83,9 +85,11 @@ def _speed(spec: Manifest, least: int, most: int) -> Iterator[str]:
             for policy in up.get("policies", [])
             if policy["type"] == "Pods"
         ]
-        waits = spec.get("pollingInterval", 30) + up.get("stabilizationWindowSeconds", 0)
+        waits = SYNC_SECONDS + up.get("stabilizationWindowSeconds", 0)
         if not steps or waits + min(steps) > DECIDED_SECONDS:
             yield f"from {least} to {most} takes longer than {DECIDED_SECONDS} s to be decided"
+    if "pollingInterval" in spec and least > 0:
+        yield "pollingInterval does nothing where something always runs: KEDA warns of it"
     if down is None or down.get("stabilizationWindowSeconds", 0) < 60 or not down.get("policies"):
         yield "behavior.scaleDown has to be slow: each step moves partitions"
 
