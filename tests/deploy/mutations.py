@@ -164,6 +164,13 @@ POLICIES: Final = (
              "serviceAccountName: default", "there is no such ServiceAccount"),
     Mutation("a token in a pod", WAGER, "automountServiceAccountToken: false",
              "automountServiceAccountToken: true", "automountServiceAccountToken has to be false"),
+    Mutation("a token for nothing", QUERY, "        - {name: tmp, emptyDir: {}}\n",
+             "        - {name: tmp, emptyDir: {}}\n        - name: account\n          projected:\n"
+             "            sources: [{serviceAccountToken: {path: token}}]\n",
+             "no volume may have a serviceAccountToken"),
+    Mutation("no token where one is used", "knative/base/tournament/service.yaml",
+             "              - serviceAccountToken: {path: token, expirationSeconds: 3600}\n", "",
+             "a volume with its serviceAccountToken is missing"),
     Mutation("a token in an account", "keda/base/on-wager/serviceaccount.yaml",
              "automountServiceAccountToken: false", "automountServiceAccountToken: true",
              "ServiceAccount on-wager: automountServiceAccountToken has to be false"),

@@ -49,7 +49,7 @@ def _wrong(built: Built, one: Manifest) -> Iterator[str]:
             if _SECRET_NAME.search(key) or _USER_IN_URL.search(str(value)):
                 yield f"data.{key}: a secret does not belong into a ConfigMap"
     if one["kind"] == "ServiceAccount" and one.get("automountServiceAccountToken") is not False:
-        yield "automountServiceAccountToken has to be false: a pod that needs the token says so"
+        yield "automountServiceAccountToken has to be false: a pod that needs it has a volume"
     if one["kind"] == "DomainMapping":
         yield from _mapped(built, one)
     if one["kind"] == "Service" and "serving.knative" in group_of(one):
@@ -65,8 +65,18 @@ def _pod(built: Built, one: Manifest, pod: Manifest) -> Iterator[str]:
         yield "serviceAccountName is missing: each has an account of its own"
     elif built.find("ServiceAccount", account) is None:
         yield f"serviceAccountName {account}: there is no such ServiceAccount"
-    if pod.get("automountServiceAccountToken") is not (name in WITH_TOKEN):
-        yield f"automountServiceAccountToken has to be {str(name in WITH_TOKEN).lower()}"
+    # Also where there is one: Knative takes no other word, and a volume says what is in it.
+    if pod.get("automountServiceAccountToken") is not False:
+        yield "automountServiceAccountToken has to be false"
+    has_token = any(
+        "serviceAccountToken" in source
+        for volume in pod.get("volumes", [])
+        for source in volume.get("projected", {}).get("sources", [])
+    )
+    if has_token and name not in WITH_TOKEN:
+        yield "no volume may have a serviceAccountToken: it asks nothing of Kubernetes"
+    if name in WITH_TOKEN and not has_token:
+        yield "a volume with its serviceAccountToken is missing: it asks the Kubernetes API"
     for key in ("hostNetwork", "hostPID", "hostIPC"):
         if pod.get(key):
             yield f"{key} is not allowed"
