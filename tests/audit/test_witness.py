@@ -2,101 +2,29 @@
 
 from __future__ import annotations
 
-import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from audits import (
-    ORIGIN,
-    VERIFIER,
-    MemoryLogStore,
-    cosigned,
-    entries_of,
-    reader_of,
-    witness_key,
-    written,
-)
+from audits import ORIGIN, VERIFIER, MemoryLogStore, cosigned, entries_of, reader_of, written
 from leaderboard.adapters.http_witness import HttpWitness
-from leaderboard.audit.notes import Checkpoint, cosignatures, decode_base64
-from leaderboard.audit.tree import EMPTY_ROOT, is_consistent
+from leaderboard.audit.notes import cosignatures
 from leaderboard.audit.witness import cosign, keep
 from leaderboard.errors import LogCorruptError, NoteError, TransientError
-
-PRIVATE = Ed25519PrivateKey.generate()
-WITNESS = witness_key(PRIVATE, "witness.example/1")
-
-
-class Witnessing(BaseHTTPRequestHandler):
-    """A witness as c2sp.org/tlog-witness describes it, for one log, in memory."""
-
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        status, kind, text = self.server.decide(self.path, body)
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-
-class Server(ThreadingHTTPServer):
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Witnessing)
-        self.size, self.root, self.at_s = 0, EMPTY_ROOT, 1_700_000_000
-        self.forced: tuple[int, str, bytes] | None = None
-
-    def decide(self, path: str, body: bytes) -> tuple[int, str, bytes]:
-        if self.forced is not None:
-            return self.forced
-        assert path == "/w/add-checkpoint"
-        head, _, note = body.partition(b"\n\n")
-        lines = head.decode().split("\n")
-        found = re.fullmatch(r"old (0|[1-9]\d*)", lines[0])
-        assert found is not None
-        before = int(found[1])
-        try:
-            checkpoint = Checkpoint.parse(note, VERIFIER)
-        except NoteError:
-            return 403, "text/plain", b"not signed"
-        if before != self.size:
-            return 409, "text/x.tlog.size", b"%d\n" % self.size
-        proof = [decode_base64(line) for line in lines[1:]]
-        if before == checkpoint.size and checkpoint.root != self.root:
-            return 409, "text/x.tlog.size", b"%d\n" % self.size
-        if not is_consistent(before, self.root, checkpoint.size, checkpoint.root, proof):
-            return 422, "text/plain", b"this is another log"
-        self.size, self.root = checkpoint.size, checkpoint.root
-        self.at_s += 1
-        signed = cosigned(note, PRIVATE, WITNESS, self.at_s)
-        return 200, "text/plain", signed.removeprefix(note)
+from witnessing import PRIVATE, SIZE_TYPE, WITNESS, WitnessServer, witness_server
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def server() -> Iterator[WitnessServer]:
+    with witness_server(VERIFIER) as server:
+        yield server
 
 
 @pytest.fixture
-def witness(server: Server) -> Iterator[HttpWitness]:
+def witness(server: WitnessServer) -> Iterator[HttpWitness]:
     with httpx.Client() as client:
-        yield HttpWitness(f"http://127.0.0.1:{server.server_port}/w/", client)
+        yield HttpWitness(server.url, client)
 
 
 def log_of(entries: list[bytes]) -> MemoryLogStore:
@@ -106,14 +34,14 @@ def log_of(entries: list[bytes]) -> MemoryLogStore:
 
 
 def test_witness_follows_the_log_and_what_it_signs_is_kept(
-    server: Server, witness: HttpWitness
+    server: WitnessServer, witness: HttpWitness
 ) -> None:
     entries = entries_of(1_000)
     store, sizes = MemoryLogStore(), [1, 300, 300, 777, 1_000]
     for size in sizes:
         written(store, entries[:size])
         seen = cosign(store, reader_of(store), witness, WITNESS)
-        assert (seen.size, server.size) == (size, size)
+        assert (seen.size, server.seen[ORIGIN][0]) == (size, size)
     kept = sorted(store.paths("cosigned/"))
     assert [int(path.split("/")[1].split("-")[0]) for path in kept] == sizes
     for path in kept:
@@ -121,18 +49,20 @@ def test_witness_follows_the_log_and_what_it_signs_is_kept(
         assert path.endswith(f"-{WITNESS.key_id.hex()}-{one.at_s}")
 
 
-def test_witness_that_is_further_or_behind_says_where(server: Server, witness: HttpWitness) -> None:
+def test_witness_that_is_further_or_behind_says_where(
+    server: WitnessServer, witness: HttpWitness
+) -> None:
     entries = entries_of(900)
     store = log_of(entries[:400])
     cosign(store, reader_of(store), witness, WITNESS)
     lost = MemoryLogStore()  # what was kept is not here: the witness knows by itself
     written(lost, entries)
     assert cosign(lost, reader_of(lost), witness, WITNESS).size == 900
-    server.size, server.root = 0, EMPTY_ROOT  # a new witness under the same key
+    server.seen = {}  # a new witness under the same key
     assert cosign(lost, reader_of(lost), witness, WITNESS).size == 900
 
 
-def test_fork_is_not_signed(server: Server, witness: HttpWitness) -> None:
+def test_fork_is_not_signed(server: WitnessServer, witness: HttpWitness) -> None:
     entries = entries_of(900)
     store = log_of(entries[:400])
     cosign(store, reader_of(store), witness, WITNESS)
@@ -159,16 +89,16 @@ def test_fork_is_not_signed(server: Server, witness: HttpWitness) -> None:
         ((403, "text/plain", b"who are you"), NoteError, "says 403: 'who are you'"),
         ((404, "text/plain", b""), NoteError, "says 404"),
         ((409, "text/plain", b"5\n"), NoteError, "says 409"),
-        ((409, "text/x.tlog.size", b"five\n"), NoteError, "says 409"),
-        ((409, "text/x.tlog.size", b"0\n"), LogCorruptError, "another log of 0 entries"),
-        ((409, "text/x.tlog.size", b"999\n"), LogCorruptError, "has seen 999"),
+        ((409, SIZE_TYPE, b"five\n"), NoteError, "says 409"),
+        ((409, SIZE_TYPE, b"0\n"), LogCorruptError, "another log of 0 entries"),
+        ((409, SIZE_TYPE, b"999\n"), LogCorruptError, "has seen 999"),
         ((429, "text/plain", b""), TransientError, "says 429"),
         ((500, "text/plain", b""), TransientError, "says 500"),
         ((302, "text/plain", b""), NoteError, "says 302"),
     ],
 )
 def test_bad_answer_is_refused_and_nothing_kept(
-    server: Server, witness: HttpWitness, answer: tuple[int, str, bytes],
+    server: WitnessServer, witness: HttpWitness, answer: tuple[int, str, bytes],
     error: type[Exception], what: str,
 ) -> None:  # fmt: skip
     store = log_of(entries_of(300))
