@@ -118,6 +118,8 @@ def test_a_proof_proves_this_entry_at_this_place_in_this_log_only(
     assert not tree.includes(leaf, elsewhere, size, proof, root)
     assert not tree.includes(tree.leaf_hash(b"another"), index, size, proof, root)
     assert not tree.includes(leaf, index, size, [*proof, leaf], root)
+    # In a log twice as deep the way up is longer.
+    assert not tree.includes(leaf, index, 2 << size.bit_length(), proof, root)
     assert not tree.includes(leaf, index, size, proof, tree.leaf_hash(root))
     if proof:
         assert not tree.includes(leaf, index, size, proof[:-1], root)
