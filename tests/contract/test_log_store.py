@@ -14,6 +14,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from audits import ORIGIN, SIGNER, VERIFIER, entries_of, reader_of, written
+from leaderboard.adapters import directory_log
 from leaderboard.adapters.directory_log import DirectoryLogStore, DirectoryLogStores
 from leaderboard.adapters.object_log import ObjectLogStores
 from leaderboard.audit.log import AuditLog
@@ -183,16 +184,19 @@ def test_log_is_written_read_and_verified(store: LogStore) -> None:
 
 def test_two_writers_share_a_log_without_loss(store: LogStore) -> None:
     """Both read the same entries; whoever loses opens anew."""
-    entries = entries_of(1_500)
+    entries, both = entries_of(1_500), threading.Barrier(2)
 
     def write(batch: int) -> int:
         log, fenced = AuditLog.open(store, ORIGIN, SIGNER), 0
+        both.wait()  # one of the two first appends must lose
         while log.size < len(entries):
             try:
                 log.append(entries[log.size : log.size + batch])
             except FencedError:
                 fenced += 1
                 log = AuditLog.open(store, ORIGIN, SIGNER)
+            except TransientError:
+                pass  # the other one has just removed a folder: once more
         return fenced
 
     with ThreadPoolExecutor(2) as pool:
@@ -225,6 +229,23 @@ def test_full_disk_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.undo()
     store.write({"tile/0/000": b"y"})  # what broke off is not in the way
     assert store.read("tile/0/000") == b"y"
+
+
+def test_folder_that_another_writer_removes_meanwhile_is_away_for_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, put_aside = DirectoryLogStore(tmp_path), directory_log._put_aside
+
+    def too_late(place: Path, content: bytes) -> Path:
+        place.parent.rmdir()
+        return put_aside(place, content)
+
+    monkeypatch.setattr(directory_log, "_put_aside", too_late)
+    with pytest.raises(TransientError, match="No such file"):
+        store.write({"tile/0/000.p/7": b"x"})
+    monkeypatch.undo()
+    store.write({"tile/0/000.p/7": b"x"})
+    assert store.read("tile/0/000.p/7") == b"x"
 
 
 def test_server_that_is_gone_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

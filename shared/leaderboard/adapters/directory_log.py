@@ -16,7 +16,9 @@ from leaderboard.audit.store import LogStore, Shard
 from leaderboard.audit.tiles import CHECKPOINT
 from leaderboard.errors import FencedError, LogConflictError, TransientError
 
-_AWAY: Final = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EMFILE, errno.ENFILE}
+_PASSING: Final = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EMFILE, errno.ENFILE}
+_REMOVED: Final = errno.ENOENT
+"""While it was written to: another writer was first, and removed the folder of a full tile."""
 _LOCK: Final = ".lock"
 _NEW: Final = ".new-"
 """Prefix of files that are being written; one that a crash left behind counts for nothing."""
@@ -26,7 +28,7 @@ _WRITERS: Final = ThreadPoolExecutor(8, thread_name_prefix="log-files")
 
 
 def _refuse(error: OSError) -> NoReturn:
-    if error.errno in _AWAY:
+    if error.errno in _PASSING or error.errno == _REMOVED:
         raise TransientError(f"the audit log's directory: {error}") from error
     raise error
 
