@@ -31,8 +31,9 @@ AWAY: Final = {"open": 200, "closed": 503}
 
 def declared(name: str, app: HttpApp) -> dict[tuple[str, str, str], Declared]:
     return {
-        (name, route.method, route.path): route.limit
-        and (route.limit.quota.name, route.limit.when_away)
+        (name, route.method, route.path): (
+            None if route.limit is None else (route.limit.quota.name, route.limit.when_away)
+        )
         for route in app.routes
         if route.roles is not None
     }

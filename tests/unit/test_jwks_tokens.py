@@ -342,8 +342,9 @@ def test_time_beyond_all_numbers_is_no_bug(tokens: JwksTokens) -> None:
         assert tokens.verify(signed(exp=exp)).subject == "alice"
     for name in ("exp", "nbf", "iat"):
         for value in (float("inf"), float("nan")):
+            changes: dict[str, Any] = {name: value}
             with pytest.raises(UnauthenticatedError):
-                tokens.verify(signed(**{name: value}))
+                tokens.verify(signed(**changes))
 
 
 def test_made_up_keys_hold_few_threads_while_the_issuer_hangs(
