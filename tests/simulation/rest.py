@@ -27,8 +27,9 @@ def come_to_rest(world: World) -> None:
     _heal(world)
     _deliver(world)
     if world.erased:
-        # As the docs say: asked again until it is done, and after tournaments were scheduled.
-        for _ in range(2):
+        # As the docs say: asked again until it is done, and after tournaments were scheduled. The
+        # last time finds that it is, and the request forgets whom it is about.
+        for _ in range(3):
             for player_id in sorted(world.erased):
                 assert world.erase(player_id)
             _deliver(world)
