@@ -143,6 +143,35 @@ def test_a_look_between_the_two_calls_of_a_request_does_not_lose_it(
     assert erasures.pending(10) == (1, [alice])
 
 
+def test_request_that_is_opened_again_as_it_is_found_done_stays_on_the_list(
+    client: RedisClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    erasures, other = RedisErasures(client, TOMBSTONE_KEY), RedisErasures(client, TOMBSTONE_KEY)
+    alice = erasures.begin(ALICE, 1000)
+    real = client.zrem
+
+    def opened_before(*args: Any) -> Any:
+        monkeypatch.undo()
+        other.begin(ALICE, 2000)
+        return real(*args)
+
+    monkeypatch.setattr(client, "zrem", opened_before)
+    assert erasures.mark(alice.erasure_id, {"sockets": "done"}).player_id is None
+    count, (again,) = erasures.pending(10)
+    assert (count, again.player_id, again.opened_at_ms) == (1, ALICE, 2000)
+    assert (erasures.opened_before(2000), erasures.opened_before(2001)) == (0, 1)
+
+
+def test_each_place_has_the_time_at_which_it_was_done(client: RedisClient) -> None:
+    times = iter((10, 20, 30))
+    erasures = RedisErasures(client, TOMBSTONE_KEY, now_ms=lambda: next(times))
+    erasure_id = erasures.begin(ALICE, 5).erasure_id
+    erasures.mark(erasure_id, {"sockets": "done", "record": "pending"})
+    erasures.mark(erasure_id, {"sockets": "done", "record": "pending"})
+    done = erasures.mark(erasure_id, {"record": "done"})
+    assert done.done_at_ms == {"sockets": 10, "record": 30}
+
+
 def test_unknown_erasure_is_not_made_by_marking_it(client: RedisClient) -> None:
     erasures = RedisErasures(client, TOMBSTONE_KEY)
     assert erasures.find("er-1") is None

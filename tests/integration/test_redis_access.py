@@ -178,10 +178,29 @@ def counts(s: SimpleNamespace, admin: SimpleNamespace) -> None:
         s.limits.begin(one, who).answer()
 
 
+def open_again(s: SimpleNamespace, admin: SimpleNamespace) -> None:
+    """From now on somebody opens each request again in the moment in which it leaves the list."""
+    take_off = s.client.zrem
+
+    def zrem(name: str, erasure_id: str) -> object:
+        answer = take_off(name, erasure_id)
+        told = {"player_id": CAROL, "requested_at_ms": START_MS}
+        admin.client.hset(f"erasures:{erasure_id}", mapping=told)
+        return answer
+
+    s.client.zrem = zrem
+
+
+def marks(s: SimpleNamespace, admin: SimpleNamespace) -> None:
+    open_again(s, admin)
+    s.erasures.mark(s.erasures.id_of(CAROL), {"record": "done"})
+
+
 def pends(s: SimpleNamespace, admin: SimpleNamespace) -> None:
     """One that is pending, one that is done and still listed."""
     admin.client.zadd("erasures-pending", {"er-done": 1})
-    assert s.erasures.pending(10)[0] == 1
+    open_again(s, admin)
+    assert s.erasures.pending(10)[0] == 2
 
 
 def puts(s: SimpleNamespace, admin: SimpleNamespace) -> None:
@@ -209,7 +228,7 @@ DRIVES: Final[dict[str, Callable[[Any, Any], object]]] = {
     "progress.forget": lambda s, a: s.progress.forget(LOG, 0, [T]),
     "erasures.begin": lambda s, a: s.erasures.begin(BOB, START_MS),
     "erasures.find": lambda s, a: s.erasures.find(s.erasures.id_of(CAROL)),
-    "erasures.mark": lambda s, a: s.erasures.mark(s.erasures.id_of(CAROL), {"record": "done"}),
+    "erasures.mark": marks,
     "erasures.restore": lambda s, a: s.erasures.restore("er-2", T, START_MS),
     "erasures.opened_before": lambda s, a: s.erasures.opened_before(START_MS),
     "erasures.is_erased": lambda s, a: s.erasures.is_erased(CAROL),

@@ -27,12 +27,14 @@ def come_to_rest(world: World) -> None:
     _heal(world)
     _deliver(world)
     if world.erased:
-        # As the docs say: asked again until it is done, and after tournaments were scheduled. The
-        # last time finds that it is, and the request forgets whom it is about.
-        for _ in range(3):
+        # As the docs say: asked again until it is done, and after tournaments were scheduled.
+        for _ in range(2):
             for player_id in sorted(world.erased):
                 assert world.erase(player_id)
             _deliver(world)
+        # Now it is found done, and the request forgets whom it is about.
+        for player_id in sorted(world.erased):
+            assert world.erase(player_id)
 
 
 def _heal(world: World) -> None:
