@@ -327,6 +327,12 @@ class AuditLogSettings(_Settings):
         alias="AUDIT_LOG_ORIGIN", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*$",
         max_length=160,
     )  # fmt: skip
+    region: str | None = Field(None, alias="AWS_REGION", min_length=1)
+    """This and what follows: of an object store, read by its client itself. Without keys it is the
+    workload's own identity that writes."""
+    endpoint: HttpUrl | None = Field(None, alias="AWS_ENDPOINT_URL")
+    access_key_id: str | None = Field(None, alias="AWS_ACCESS_KEY_ID", min_length=1)
+    secret_access_key: SecretStr | None = Field(None, alias="AWS_SECRET_ACCESS_KEY", min_length=1)
 
 
 class AuditWriterSettings(AuditLogSettings):

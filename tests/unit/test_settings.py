@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from leaderboard import settings
 from leaderboard.errors import SettingsError
 from leaderboard.settings import (
+    AuditLogSettings,
+    AuditWriterSettings,
     ConsumerSettings,
     GatewaySettings,
     KafkaSettings,
@@ -19,6 +21,7 @@ from leaderboard.settings import (
     TombstoneSettings,
     load,
 )
+from leaderboard.wiring import signer_of
 
 SECRET = "hunter2-and-much-longer-than-thirty-two"
 KAFKA = {"KAFKA_BOOTSTRAP_SERVERS": "a.example:9092,b.example:9093"}
@@ -252,3 +255,37 @@ def test_every_settings_class_names_its_variables() -> None:
         for field in one.model_fields.values():
             assert field.alias is not None
             assert field.alias.isupper()
+
+
+LOG = {"AUDIT_LOG_URL": "file:///log", "AUDIT_LOG_ORIGIN": "example.com/audit"}
+
+
+@pytest.mark.parametrize("url", ["file:///log", "s3://a-bucket", "s3://a-bucket/some/prefix"])
+def test_audit_log_lies_in_a_folder_or_a_bucket(url: str) -> None:
+    assert load(AuditLogSettings, LOG | {"AUDIT_LOG_URL": url}).url == url
+
+
+@pytest.mark.parametrize(
+    "url", ["/log", "file://log", "file:///", "s3://", "s3://UPPER", "https://a-bucket", "s3:/a"]
+)
+def test_any_other_place_of_the_audit_log_is_named(url: str) -> None:
+    with pytest.raises(SettingsError, match="AUDIT_LOG_URL: is no file:///folder"):
+        load(AuditLogSettings, LOG | {"AUDIT_LOG_URL": url})
+
+
+@pytest.mark.parametrize("origin", ["", "two words", "a+b", "/a", "a//b", "a/", "x" * 161])
+def test_audit_log_has_a_name_that_can_be_signed_with(origin: str) -> None:
+    with pytest.raises(SettingsError, match="AUDIT_LOG_ORIGIN"):
+        load(AuditLogSettings, LOG | {"AUDIT_LOG_ORIGIN": origin})
+
+
+def test_key_that_is_none_is_refused_without_being_shown() -> None:
+    wrong = "PRIVATE+KEY+example.com+0a1b2c3d"
+    with pytest.raises(SettingsError, match="AUDIT_SIGNING_KEY: is no key") as told:
+        load(AuditWriterSettings, LOG | {"AUDIT_SIGNING_KEY": wrong})
+    assert "0a1b2c3d" not in str(told.value)
+    mangled = "PRIVATE+KEY+example.com+0a1b2c3d+AQ=="
+    looked_right = load(AuditWriterSettings, LOG | {"AUDIT_SIGNING_KEY": mangled})
+    with pytest.raises(SettingsError, match="AUDIT_SIGNING_KEY") as told:
+        signer_of(looked_right)
+    assert "AQ==" not in str(told.value)
