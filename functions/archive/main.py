@@ -19,7 +19,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 from auditing import Auditor, LogPorts
 from comparing import StandingCheck
@@ -38,7 +40,7 @@ from leaderboard.audit.store import LogStore, Shard
 from leaderboard.audit.tiles import CHECKPOINT
 from leaderboard.audit_leaves import AUDITED, log_keys
 from leaderboard.codec import data_as_kept, decode_kafka
-from leaderboard.errors import SettingsError
+from leaderboard.errors import SettingsError, TransientError
 from leaderboard.events import (
     CONNECTIONS,
     GDPR_EVENTS,
@@ -274,19 +276,29 @@ class AuditShards:
         self._stores = log_stores_of(settings)
         self._signer = signer_of(settings)
         self._origin = settings.origin
+        parts = urlsplit(settings.url)
+        self._folder = Path(unquote(parts.path)) if parts.scheme == "file" else None
         self.auditor: Auditor | None = None
         """Who writes them, once there is somebody."""
 
     def open(self, place: Place) -> tuple[LogStore, AuditLog]:
-        """Where the shard's files are, and the log in them."""
+        """Where the shard's files are, and the log in them. Raises TransientError while the
+        store is away."""
+        self._check_folder()
         store = self._stores.shard(Shard(*place))
         return store, AuditLog.open(store, f"{self._origin}/{place}", self._signer)
 
     def check(self) -> None:
         """One short question. Raises TransientError while the store is away, or a log waits."""
+        self._check_folder()
         self._stores.shard(Shard(WAGERS, 0)).read(CHECKPOINT)
         if self.auditor is not None:
             self.auditor.check()
+
+    def _check_folder(self) -> None:
+        """A volume that is not mounted looks like a folder with nothing in it that can be made."""
+        if self._folder is not None and not self._folder.is_dir():
+            raise TransientError(f"AUDIT_LOG_URL: there is no folder {self._folder}")
 
 
 class ChangesLog:

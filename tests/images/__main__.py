@@ -142,7 +142,7 @@ def servers(folder: Folder) -> Iterator[tuple[dict[str, int], dict[str, str]]]:
             if f.url_setting is not None
         }
         # In the container's own memory: nothing else of it can be written to.
-        log = {**settings_in(folder / "audit-log"), "AUDIT_LOG_URL": "file:///dev/shm/audit-log"}
+        log = {**settings_in(folder / "audit-log"), "AUDIT_LOG_URL": "file:///dev/shm"}
         yield ports, {**backbone.settings(), **common_settings(ports, {}), **log, **urls}
 
 
