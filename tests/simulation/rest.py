@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from leaderboard.audit_leaves import AUDITED
 from leaderboard.events import WAGERS
 from leaderboard.frames import top_frame
 from leaderboard.model import BOARD_KEPT_MS, PlayerId, State, TournamentId
@@ -80,6 +81,11 @@ def check_at_rest(world: World) -> None:
                 assert world.cluster.committed(name, place) == log.end, f"{name} is not done"
     for tournament_id in TOURNAMENTS:
         _check_tournament(world, tournament_id)
+    for place, log in world.cluster.logs.items():
+        if place.topic in AUDITED:
+            signed = [leaf.offset for leaf in world.logs.leaves(place)]
+            wanted = [one.offset for one in log.records]
+            assert signed == wanted, f"the audit log of {place} is not whole"
     for place in (p for p in world.cluster.logs if p.topic == WAGERS):
         due = world.seen.due_letters(place)
         assert due.items() <= world.seen.letters.items(), "a dead letter is missing"

@@ -35,6 +35,7 @@ from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.adapters.sql_requests import SqlRequests
 from leaderboard.adapters.sql_snapshot import SqlSnapshots
 from leaderboard.adapters.stepwise_entrance import StepwiseEntrance
+from leaderboard.audit_leaves import AUDITED
 from leaderboard.codec import encode_kafka
 from leaderboard.errors import NotFoundError, TransientError
 from leaderboard.events import (
@@ -456,6 +457,11 @@ class World:
         reached = {p: self.archive.reached(p, log_id(p)) for p in self.cluster.logs}
         return {place: offset or Offset(0) for place, offset in reached.items()}
 
+    def audited(self, place: Place) -> Offset:
+        """How far the audit log has this partition."""
+        leaves = self.logs.leaves(place)
+        return Offset(leaves[-1].offset + 1 if leaves else 0)
+
     def drop_oldest(self, place: Place) -> None:
         """The log's retention comes as far as it may without losing anything for good."""
         log = self.cluster.logs[place]
@@ -468,6 +474,8 @@ class World:
         # A consumer that lags behind the retention is not simulated.
         reader = "on-wager" if place.topic == WAGERS else "on-rank-change"
         limits.append(self.cluster.committed(reader, place) or Offset(0))
+        if place.topic in AUDITED:
+            limits.append(self.audited(place))
         low = min(limits)
         log.low = max(log.low, low)
         log.records = [one for one in log.records if one.offset >= log.low]
