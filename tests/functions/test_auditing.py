@@ -380,7 +380,7 @@ def test_owner_that_comes_back_does_not_go_by_what_it_remembers(scene: Scene) ->
     scene.another().take_in(batch_in(WAGERS, [erased(2, ALICE)]))
     scene.function.revoked(PLACE)
     scene.assign()
-    scene.wagers(erased(2, ALICE), scored(3, ALICE, 5))
+    scene.wagers(scored(3, ALICE, 5))
     assert [leaf.player is None for leaf in scene.leaves()[1:]] == [False, False, True]
 
 
