@@ -251,7 +251,10 @@ class PartitionRebuild:
             self._missing(tournament_id, *pending.popleft(), is_passed=True)
         if pending and pending[0][0]["data"]["sequence"] == sequence:
             wanted, _ = pending.popleft()
-            if (found := said_by(leaf)) != wanted:
+            found = said_by(leaf)
+            if self._is_forgotten(leaf, wanted["player"]):
+                found["player"] = wanted["player"]
+            if found != wanted:
                 self._report(Fault(where, f"is not what the inputs give: {_unlike(found, wanted)}"))
         elif self._inputs.last < sequence and leaf.logged_ms >= self._scope.late_before_ms:
             self.counted.waiting += 1  # its cause is not in the log of inputs yet
@@ -261,12 +264,21 @@ class PartitionRebuild:
     def _compare_again(self, leaf: Leaf, told: Told, where: str) -> None:
         """Told again after a crash: the same, word for word."""
         data = leaf.data or {}
-        player = leaf.player or PlayerId("")
         before = told.find(data["sequence"])
+        player = leaf.player or PlayerId("")
+        if before is not None and self._is_forgotten(leaf, before[1]):
+            player = before[1]
         if before is None:
             self._report(Fault(where, "comes too late: later ones were told before it"))
         elif before != entry_of(data, player, leaf.time_ms):
             self._report(Fault(where, "was told before, with other words"))
+
+    def _is_forgotten(self, leaf: Leaf, player: PlayerId) -> bool:
+        """Whether the leaf names nobody because this player was erased, and the key destroyed."""
+        if leaf.player is not None or leaf.tournament_id is None:
+            return False
+        refolded = self.replay.tournaments.get(leaf.tournament_id)
+        return refolded is not None and refolded.is_erased(player)
 
     def _check_envelope(self, leaf: Leaf, sequence: int, where: str) -> None:
         keys = self._scope.keys

@@ -25,6 +25,7 @@ from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.sql_witness import SqlWitness
 from leaderboard.audit_accounts import Fault
 from leaderboard.audit_boards import pages_of
+from leaderboard.audit_leaves import decode
 from leaderboard.audit_rebuild import Ends, PartitionRebuild, Scope
 from leaderboard.events import POSITION_CHANGES, WAGERS, Record
 from leaderboard.fold import LogEntry
@@ -143,6 +144,24 @@ def test_change_told_again_after_a_crash_is_no_fault_and_a_wrong_one_is(tmp_path
         (fault,) = play.rebuild()[0]
         assert f"({told[7].tournament_id}/{told[7].sequence})" in fault.where
         assert "with other words" in fault.what
+
+
+def test_change_told_again_of_a_player_who_is_forgotten_by_then_is_no_fault(
+    tmp_path: Path,
+) -> None:
+    board = MemoryBoard(TOMBSTONE_KEY, WINDOW)
+    with sqlite_play(tmp_path, board) as play:
+        log = [*interleaved(3, tournaments=1, length=80)]
+        gone = str(next(p for entry in reversed(log) if (p := entry.event.player_id)))
+        log.append(moved(erased(0, gone), "t0", log[-1].offset + 1))
+        told = play._changes(log)
+        play.take(log)
+        play.tell(told)
+        play.destroy_keys()
+        play.tell(told)
+        leaves = [decode(raw) for raw in play.entries(POSITION_CHANGES)]
+        assert any(leaf.player is None for leaf in leaves)
+        assert play.rebuild(board=board)[0] == []
 
 
 # --- the log's own leaves ------------------------------------------------------------------------
