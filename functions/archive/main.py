@@ -17,7 +17,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Final
@@ -55,7 +55,6 @@ from leaderboard.hosts.kafka import (
     Assignment,
     Batch,
     KafkaHost,
-    RecordSink,
     Refused,
     ReplayError,
 )
@@ -76,7 +75,8 @@ from leaderboard.wiring import log_stores_of, signer_of
 
 NAME = "archive"
 OURS = (CONNECTIONS, GDPR_EVENTS)
-"""Topics that nobody else reads: what can't be read there is ours to bury."""
+"""Topics that nobody else reads: what can't be read there is ours to bury; elsewhere the topic's
+owner does."""
 LETTERS = tuple(map(dead_letter_topic, (WAGERS, POSITION_CHANGES, *OURS)))
 TOPICS = (WAGERS, POSITION_CHANGES, *OURS, *LETTERS)
 WORTH_A_THREAD: Final = 500
@@ -256,19 +256,6 @@ def decode(record: Record) -> Event | None:
 # --- wiring --------------------------------------------------------------------------------------
 
 
-class OwnLetters:
-    """Buries what can't be read in our own topics; elsewhere the topic's owner does."""
-
-    def __init__(self, sink: RecordSink) -> None:
-        self._sink = sink
-        self._topics = frozenset(map(dead_letter_topic, OURS))
-
-    def send(self, records: Iterable[Record]) -> None:
-        own = [record for record in records if record.topic in self._topics]
-        if own:
-            self._sink.send(own)
-
-
 class AuditShards:
     """The logs of all shards, as this deployment's key signs them."""
 
@@ -337,16 +324,16 @@ def consume() -> None:
         return Archivist(archive, shards.auditor, check)
 
     ready = {"database": lambda: sql_engine.check(engine), "audit log": shards.check}
-    letters = OwnLetters(KafkaFeed(kafka))
     KafkaHost(
         NAME,
         TOPICS,
         function,
-        letters,
+        KafkaFeed(kafka),
         kafka,
         consumer,
         ready,
         decode=decode,
+        buries=OURS,
         spacing_seconds=SPACING_SECONDS,
     ).run()
 

@@ -357,14 +357,14 @@ class World:
         """One more process of the function."""
         given = {"KAFKA_BOOTSTRAP_SERVERS": "nowhere:1", "BATCH_SIZE": str(BATCH_SIZE)}
         kafka, settings = load(KafkaSettings, given), load(ConsumerSettings, given)
-        feed, topics, how = self.feed, POSITION_CHANGES, {}
+        feed, topics = self.feed, POSITION_CHANGES
+        how: dict[str, Any] = {}
         if name == "on-wager":
             topics = WAGERS
-        sink: Any = feed
         if name == "archive":
             main = function("archive")
-            topics, sink, how = main.TOPICS, main.OwnLetters(feed), {"decode": main.decode}
-        host = KafkaHost(name, topics, self._handlers[name], sink, kafka, settings, {}, **how)
+            topics, how = main.TOPICS, {"decode": main.decode, "buries": main.OURS}
+        host = KafkaHost(name, topics, self._handlers[name], feed, kafka, settings, {}, **how)
         host._group.join()
         process = Process(host, cast(Consumer, host._group._consumer))
         self.processes[name].append(process)

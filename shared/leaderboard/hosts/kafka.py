@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -96,8 +96,8 @@ class KafkaHost:
     `ready` maps a dependency to a check that raises while it is away. `decode` gives the event
     of a record, None for one that is no event and goes to the handler as it is, or raises
     RefusedError. `dead_letters` is None for a reader beside the topics' own consumer, which has
-    buried what can never work: here such records are counted, and left. The cap of kafka_cap.py
-    holds for both.
+    buried what can never work: here such records are counted, and left. `buries` names the topics
+    that are not read so; None: all. The cap of kafka_cap.py holds for both.
 
     Batches that are not full begin `spacing_seconds` apart: each has a cost of its own, here and
     at every server behind it. The first one after a quiet time waits for nothing."""
@@ -113,6 +113,7 @@ class KafkaHost:
         ready: Mapping[str, Callable[[], object]],
         *,
         decode: Callable[[Record], Event | None] = decode_kafka,
+        buries: Collection[str] | None = None,
         spacing_seconds: float = 0.0,
     ) -> None:
         names = (topics,) if isinstance(topics, str) else tuple(topics)
@@ -120,7 +121,8 @@ class KafkaHost:
         self._decode = decode
         self._make_handler = make_handler
         self._handler: Handler | None = None
-        self._dead_letters = dead_letters
+        own = names if buries is None else buries
+        self._sinks = {} if dead_letters is None else dict.fromkeys(own, dead_letters)
         self._settings = settings
         self._ready = ready
         self._stopping = threading.Event()
@@ -129,7 +131,7 @@ class KafkaHost:
         for topic in names:
             # Asked when metrics are: also of a host that hangs in a batch.
             telemetry.LAG.labels(name, topic).set_function(partial(self._group.lag, topic))
-            for reason in Refusal if dead_letters is not None else ():
+            for reason in Refusal if topic in self._sinks else ():
                 telemetry.DEAD_LETTERS.labels(topic, reason.value)  # else the first is no increase
         self._logs = TopicLogs(names, kafka)
         self._cap = DeadLetterCap(
@@ -339,7 +341,8 @@ class KafkaHost:
     def _bury(self, batch: Batch, refused: Sequence[Refused]) -> None:
         if not refused:
             return
-        if self._dead_letters is None:
+        sink = self._sinks.get(batch.topic)
+        if sink is None:
             for one in refused:
                 labels = (self._name, batch.topic, one.error.reason.value)
                 telemetry.LEFT_UNREAD.labels(*labels).inc()
@@ -349,7 +352,7 @@ class KafkaHost:
         if not news:
             return
         at = format_time_ms(time.time_ns() // 1_000_000)
-        self._dead_letters.send([bury(by_offset[one.offset], one.error, at) for one in news])
+        sink.send([bury(by_offset[one.offset], one.error, at) for one in news])
         self._buried.add(by_offset[one.offset] for one in news)
         for one in news:
             reason = one.error.reason.value
