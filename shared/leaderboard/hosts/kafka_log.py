@@ -32,6 +32,8 @@ SILENT: Final = {"log_level": 2}
 """Of clients that only ask: what fails is raised, and the lines would be no JSON."""
 ASKING_GROUP: Final = "asks-only"
 """Never joined, and nothing is committed to it: a client has to name one."""
+UNREADABLE_HEADERS: Final = (("x-unreadable-headers", b"a header's name is not UTF-8"),)
+"""In the place of headers that the client library can't hand over."""
 IN_PROCESS_CLUSTER: Final = "mockCluster"
 """How librdkafka's own cluster (of the embedded stack) names itself. It describes no topics."""
 
@@ -148,8 +150,15 @@ class TopicLogs:
 
 
 def record_of(message: Message, topic: str, partition: int) -> Record:
-    """A message of this partition as the record that it is."""
-    headers: Any = message.headers() or ()
+    """A message of this partition as the record that it is.
+
+    Kafka takes any bytes for a header's name, the client library only UTF-8. Such a record would
+    stop every consumer for ever: its headers are left out, so it is no event, and is refused."""
+    headers: Any
+    try:
+        headers = message.headers() or ()
+    except (SystemError, UnicodeDecodeError):
+        headers = UNREADABLE_HEADERS
     return Record(
         topic,
         message.key(),
