@@ -11,13 +11,11 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from http import HTTPStatus
 from typing import Any, Final, Literal
 
 from flask import Request, Response
@@ -40,13 +38,13 @@ from leaderboard.errors import (
     UnauthenticatedError,
 )
 from leaderboard.hosts.collector import settle
+from leaderboard.hosts.framework import PROBLEM_TYPE, SAFE, answer_in_problems, problem_body
 
 MAX_BODY_BYTES: Final = 64 * 1024
 DISCARDED_BYTES: Final = 4 * 1024 * 1024
 """Read and thrown away of a body that is too large, so that its sender gets the answer."""
 SETTLES_AT: Final = frozenset({20, 1000})
 """Answers after which what a process keeps has been made: drivers, connections, schemas."""
-PROBLEM_TYPE: Final = "application/problem+json"
 _ALLOWED_HEADERS: Final = "authorization, content-type, idempotency-key, if-none-match"
 _EXPOSED_HEADERS: Final = "Date, ETag, Location, RateLimit, RateLimit-Policy, Retry-After"
 logger = logging.getLogger(__name__)
@@ -173,6 +171,7 @@ class HttpApp:
             merge_slashes=False,
         )
         self._is_prepared = False
+        answer_in_problems()
 
     def __call__(self, request: Request) -> Response:
         started = time.perf_counter()
@@ -198,8 +197,8 @@ class HttpApp:
         # The framework reads what is left of a body before it answers, whatever its size.
         request.stream = io.BytesIO()
         self._allow_origin(request, response)
-        response.headers.setdefault("X-Content-Type-Options", "nosniff")
-        response.headers.setdefault("Cache-Control", "no-store")
+        for name, text in SAFE.items():
+            response.headers.setdefault(name, text)
         telemetry.REQUESTS.labels(
             self.name, route.path if route else "none", str(response.status_code)
         ).observe(time.perf_counter() - started)
@@ -347,14 +346,8 @@ def bearer_of(headers: Mapping[str, str]) -> str:
 
 def problem(status: int, detail: str, **members: Any) -> Response:
     """A problem document (RFC 9457)."""
-    body = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        **members,
-    }
-    response = Response(json.dumps(body), status=status, content_type=PROBLEM_TYPE)
+    body = problem_body(status, detail, **members)
+    response = Response(body, status=status, content_type=PROBLEM_TYPE)
     if status == 503:
         response.headers["Retry-After"] = "1"
     return response

@@ -10,7 +10,8 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from leaderboard.hosts.http import PROBLEM_TYPE, Route
+from leaderboard.hosts.framework import PROBLEM_TYPE
+from leaderboard.hosts.http import Route
 from leaderboard.model import ID_PATTERN
 
 _VARIABLE: Final = re.compile(r"<(?:(?P<converter>[a-z]+)(?:\([^)]*\))?:)?(?P<name>\w+)>")
