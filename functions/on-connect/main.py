@@ -171,7 +171,7 @@ def authorize(call: Call, ports: Ports) -> Answer:
     attempt = Attempt(told or call.address, call.headers.get("User-Agent", ""))
     entry = admitted(call.headers.get("X-Ticket", ""), attempt, ports)
     if entry is None:
-        return Answer({"allowed": False}, status=403)
+        raise ForbiddenError("this ticket lets nobody in")
     channels = ",".join(entry.channels())
     return Answer(headers={"X-Accel-Redirect": "/subscribe", "X-Channels": channels})
 
@@ -256,7 +256,7 @@ def service_event(call: Call, ports: Ports, events: WebPubSubEvents) -> Answer:
     if isinstance(event, Connecting):
         entry = admitted(event.ticket, Attempt(event.address, event.user_agent), ports)
         if entry is None:
-            return Answer({"allowed": False}, status=403)
+            raise ForbiddenError("this ticket lets nobody in")
         body, headers = admission(entry.grant, entry.channels())
         return Answer(body, headers=headers)
     if isinstance(event, Connected):
@@ -265,7 +265,7 @@ def service_event(call: Call, ports: Ports, events: WebPubSubEvents) -> Answer:
     if isinstance(event, Disconnected):
         ports.connections.left(event.grant)
         return Answer(status=204)
-    return Answer({"allowed": False}, status=403)  # players listen: it cuts who speaks
+    raise ForbiddenError("players listen")  # it cuts who speaks
 
 
 def greet(grant: Grant, ports: Ports) -> None:
@@ -376,6 +376,7 @@ def _ticket_route(make_ports: Callable[[], Ports]) -> list[Route]:
             None,
             answers={200: None},
             headers={"X-Ticket": "What the player's socket brought."},
+            problems=frozenset({403, 503}),
         ),
     ]
 
@@ -397,6 +398,7 @@ def _event_routes(make_ports: Callable[[], Ports], events: WebPubSubEvents) -> l
             lambda call: service_event(call, make_ports(), events),
             None,
             answers={200: None, 204: None},
+            problems=frozenset({400, 401, 403, 422, 503}),
         ),
     ]
 

@@ -32,6 +32,12 @@ KNOWN_SECONDS: Final = 4.0
 """How long a wager waits for a tournament whose schedule may be on its way."""
 
 
+ATTRIBUTES: Final = tuple(
+    f"ce-{name}" for name in ("specversion", "type", "source", "id", "time", "subject")
+)
+"""What a producer's request says of its event beside the data."""
+
+
 class Accepted(BaseModel):
     """Which event was taken, and its offset in the tournament's log."""
 
@@ -98,6 +104,8 @@ def app_of(
         lambda call: made().accept(call),
         events.roles(frozenset({"service", "operator"})),
         answers={202: Accepted},
+        problems=frozenset({400, 422}),
+        headers=dict.fromkeys(ATTRIBUTES, "Of the event, in binary mode."),
     )
     ready = {
         "redis or database": lambda: tournaments().check(lambda: check(client())),

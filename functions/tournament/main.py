@@ -358,7 +358,15 @@ def routes(ports: Callable[[], Ports], timer: TimerSettings, floors: Floors) -> 
         operators(f"{one}/adjustments", adjust, Adjustment),
         operators(f"{one}/disqualifications", disqualify, Disqualification),
         # Open, as a timer has no token: it only does what time would do. Cluster-local.
-        Route("POST", "/", "A timer's event.", tick, None, answers={204: None}),
+        Route(
+            "POST",
+            "/",
+            "A timer's event.",
+            tick,
+            None,
+            answers={204: None},
+            problems=frozenset({400, 422, 503}),
+        ),
         # Open as well: KEDA has no token, and a number of replicas is no secret. Cluster-local.
         Route(
             "GET",
