@@ -66,11 +66,14 @@ class Pages:
         *,
         viewport: ViewportSize = DESKTOP,
         calm: bool = False,
+        heard: str = "",
     ) -> Page:
         context = self._browser.new_context(
             viewport=viewport, reduced_motion="reduce" if calm else "no-preference"
         )
         context.set_default_timeout(PATIENCE_MS)
+        if heard:
+            context.add_init_script(heard)
         page = context.new_page()
         page.on("console", self._listen)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -290,6 +293,52 @@ def test_goodbye_of_azure_web_pubsub_means_replaced(
         page.wait_for_timeout(2_000)
         expect_connection(page, "live")
         assert len(sockets) == 2
+
+
+def test_page_keeps_to_its_own_policy_and_the_policy_bites(pages: Pages, contest: Contest) -> None:
+    """Nothing of the page is refused by the browser; what somebody slips in is."""
+    page = pages.open(contest, "p15", heard=HEAR_VIOLATIONS)
+    expect_rank(page, 15)
+    contest.wager("p15", 350)
+    expect_rank(page, 12)
+    for view in page.locator("[data-show]").all():
+        view.click()
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.violations") == []
+    assert pages.complaints == []
+    page.evaluate(SLIP_IN)
+    page.wait_for_function("window.violations.length >= 4", timeout=PATIENCE_MS)
+    refused = set(page.evaluate("window.violations"))
+    assert {"script-src-elem", "style-src-attr", "img-src"} <= refused
+    assert "require-trusted-types-for" in refused
+    assert page.evaluate("window.slippedIn") is None
+    pages.complaints.clear()
+
+
+HEAR_VIOLATIONS = """
+window.violations = [];
+addEventListener("securitypolicyviolation", (told) => {
+  window.violations.push(told.effectiveDirective);
+});
+"""
+SLIP_IN = """
+() => {
+  const script = document.createElement("script");
+  try { script.textContent = "window.slippedIn = 1"; } catch { /* trusted types */ }
+  document.head.append(script);
+  const other = document.createElement("script");
+  try { other.src = "https://elsewhere.example/x.js"; } catch { /* trusted types */ }
+  document.head.append(other);
+  const image = new Image();
+  image.src = "https://elsewhere.example/x.png";
+  document.body.append(image);
+  document.body.setAttribute("style", "color: red");
+  try { document.body.insertAdjacentHTML("beforeend", "<b>x</b>"); } catch { /* same */ }
+  const inline = document.createElementNS("http://www.w3.org/1999/xhtml", "script");
+  inline.append(document.createTextNode("window.slippedIn = 2"));
+  document.head.append(inline);
+}
+"""
 
 
 def test_hostile_name_is_only_text(pages: Pages, contest: Contest) -> None:

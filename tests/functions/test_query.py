@@ -525,12 +525,20 @@ def test_page_is_open_to_all_and_runs_only_our_scripts(query: Hosted) -> None:
     policy = response.headers["Content-Security-Policy"]
     assert "script-src 'self';" in policy
     assert "unsafe" not in policy
+    assert policy.startswith("default-src 'none'; ")
+    for part in ("frame-ancestors 'none'", "base-uri 'none'", "trusted-types 'none'"):
+        assert part in policy
+    assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert response.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert response.headers["Referrer-Policy"] == "no-referrer"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert "camera=()" in response.headers["Permissions-Policy"]
     assert (
         "connect-src 'self' https://connect.example https://issuer.example wss://gateway.example;"
         in policy
     )
-    assert "<script>" not in response.text
-    assert " style=" not in response.text
+    for inline in ("<script>", "<style", " style=", " onclick=", " onload=", "javascript:"):
+        assert inline not in response.text
 
 
 def test_parts_of_the_page_have_their_types(query: Hosted) -> None:
