@@ -7,6 +7,7 @@ as many records as its `budget` says, and lets the simulation's clock go on whil
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -55,8 +56,8 @@ class Log:
 
     def from_(self, offset: int) -> Iterator[Record]:
         """What is kept, from the first record at or above `offset` on."""
-        start = max(offset, self.low)
-        return (record for record in self.records if record.offset >= start)
+        start = bisect_left(self.records, max(offset, self.low), key=lambda one: one.offset)
+        return (self.records[index] for index in range(start, len(self.records)))
 
 
 class Cluster:
