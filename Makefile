@@ -21,6 +21,7 @@ RUNS ?= 5
 SMALL ?=
 BASE ?=
 FUNCTION ?=
+WRITE ?=
 DOCKER ?= docker
 IMAGES := $(if $(FUNCTION),$(FUNCTION),archive erase on-connect on-rank-change on-wager query tournament tools)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -51,6 +52,14 @@ faults: $(STAMP) kafka ## Kill, cut, empty, fill: trials on a local stack (TRIAL
 .PHONY: simulate
 simulate: $(STAMP) ## The functions in a simulated world, 10,000 steps (STEPS=, SIMULATION_SEED=).
 	@PYTHONPATH=tests $(BIN)/python -m simulation --steps $(STEPS)
+
+.PHONY: security
+security: $(STAMP) kafka ## Every promise of docs/security.md tried on a local stack (WORKERS=, WRITE=1: its table).
+	@PYTHONPATH=tests $(BIN)/python -m security --workers $(WORKERS) $(if $(WRITE),--write)
+
+.PHONY: audit
+audit: sbom ## Bills of materials, and the lock looked up in a source of advisories.
+	@PYTHONPATH=tests $(BIN)/python -m security.audit
 
 .PHONY: bench
 bench: $(STAMP) kafka ## Every figure beside its rivals (ONLY=, RUNS=, SMALL=1); writes bench.json.
