@@ -33,10 +33,13 @@ SHARED_STACK: Final = frozenset(
 LONGEST: Final = (
     "faults/test_cluster",
     "faults/test_runner",
+    "security/test_api",
+    "security/test_fuzz",
     "functions/test_archive",
     *(name.removeprefix("tests/").removesuffix(".py") for name in sorted(SHARED_STACK)),
     "functions/test_kafka_host",
     "functions/test_kafka_overlap",
+    "security/test_secrets",
     "integration/test_stack",
     "integration/test_bench",
     "simulation/test_simulation",
@@ -47,6 +50,7 @@ LONGEST: Final = (
     "contract/test_kafka_feed",
     "browser/test_page",
     "integration/test_cluster_stack",
+    "security/test_fuzz_kafka",
 )
 """Files of half a minute and more: who starts one of them last waits for it in the end."""
 

