@@ -35,9 +35,9 @@ def produce_raw(server: str, record: Record, name: bytes) -> None:
     client = ctypes.c_void_p(library.rd_kafka_new(_PRODUCER, config, told, ctypes.c_size_t(512)))
     assert client.value, told.value
     sized = [_sized(_VALUE, record.value or b""), _sized(_KEY, record.key or b"")]
-    sound = [(header.encode(), raw) for header, raw in record.headers]
-    for text, raw in (*sound, (name, b"x")):
-        sized.append([ctypes.c_int(_HEADER), ctypes.c_char_p(text), *_sized(0, raw or b"")[1:]])
+    sound = [(one.encode(), raw) for one, raw in record.headers]
+    for header, raw in (*sound, (name, b"x")):
+        sized.append([ctypes.c_int(_HEADER), ctypes.c_char_p(header), *_sized(0, raw or b"")[1:]])
     words = [ctypes.c_int(_TOPIC), ctypes.c_char_p(record.topic.encode())]
     words += [ctypes.c_int(_FLAGS), ctypes.c_int(_COPY), *(one for some in sized for one in some)]
     assert library.rd_kafka_producev(client, *words, ctypes.c_int(_END)) == 0
