@@ -303,7 +303,7 @@ def test_nobody_does_anything_else(role: str, database: Database) -> None:
             with pytest.raises(errors.InsufficientPrivilege):
                 connection.execute(sql.SQL("SELECT 1 FROM {}").format(sql.Identifier(name)))
         for name, columns in some.items():
-            for hidden in tables.metadata.tables[name].columns.keys() - set(columns):
+            for hidden in set(tables.metadata.tables[name].columns.keys()) - set(columns):
                 with pytest.raises(errors.InsufficientPrivilege):
                     connection.execute(
                         sql.SQL("SELECT {} FROM {}").format(
