@@ -456,7 +456,7 @@ app = HttpApp(
     "on-connect",
     routes(ports, _entry.connections, _events),
     tokens=tokens,
-    door=door_of(_client, _limits.failed_tokens),
+    door=door_of(_client, _limits.failed_tokens, answer_seconds=2.0),
     client_address=_limits.client_address,
     ready=_ready,
     origins=load_or_exit(OriginSettings, os.environ).origins(),

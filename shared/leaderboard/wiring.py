@@ -138,13 +138,15 @@ def tokens_of(settings: TokenSettings) -> FirstUse[Tokens]:
     return FirstUse(make)
 
 
-def door_of(client: Callable[[], RedisClient], strangers: int) -> GuardedDoor:
+def door_of(
+    client: Callable[[], RedisClient], strangers: int, answer_seconds: float = 0.5
+) -> GuardedDoor:
     """Who counts requests; `strangers` a minute and address may show tokens that prove nothing."""
 
     def make() -> Limits:
         from leaderboard.adapters.redis_limits import RedisLimits  # noqa: PLC0415 - see above
 
-        return RedisLimits(client())
+        return RedisLimits(client(), answer_seconds)
 
     quota = Quota("strangers", strangers) if strangers else None
     return GuardedDoor(FirstUse(make), quota)

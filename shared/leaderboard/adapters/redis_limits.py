@@ -50,16 +50,20 @@ return {1, most - count - 1, first + window - now}
 
 
 class RedisLimits:
-    """`callers.Limits` on Redis, single or clustered. Safe for several threads."""
+    """`callers.Limits` on Redis, single or clustered. Safe for several threads.
 
-    def __init__(self, client: RedisClient) -> None:
+    An answer has failed that takes longer than `answer_seconds`."""
+
+    def __init__(self, client: RedisClient, answer_seconds: float = 0.5) -> None:
         self._client = client
+        self._answer_seconds = answer_seconds
         self._count = Script(client, COUNT, read_only=False)
 
     def begin(self, quota: Quota, who: str) -> _Counting:
         """As the port says."""
         key = key_of(quota, who)
-        return _Counting(self._count.begin([key], quota.most, quota.seconds * 1_000_000))
+        sent = self._count.begin([key], quota.most, quota.seconds * 1_000_000)
+        return _Counting(sent, self._answer_seconds)
 
     def check(self) -> None:
         """As the port says."""
@@ -67,11 +71,12 @@ class RedisLimits:
 
 
 class _Counting:
-    def __init__(self, sent: Sent) -> None:
+    def __init__(self, sent: Sent, answer_seconds: float) -> None:
         self._sent = sent
+        self._answer_seconds = answer_seconds
 
     def answer(self) -> Counted:
-        answer: Any = self._sent.answer(again=False)
+        answer: Any = self._sent.answer(within_seconds=self._answer_seconds)
         is_within, left, more_us = answer
         return Counted(bool(is_within), left, more_us)
 

@@ -6,6 +6,7 @@ script; Python sends and gets plain values."""
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,8 @@ from leaderboard.adapters.redis_client import Command, RedisClient, transient
 from leaderboard.errors import ForeignLogError
 from leaderboard.model import TournamentId
 
+LAST_LOOK_SECONDS: Final = 0.02
+"""For an answer that is looked at when its time is over already: it may be there."""
 NAMES: Final = ("board", "ranks", "rows", "names", "newer", "older", "numbers", "out", "outbox")
 
 
@@ -81,15 +84,21 @@ class Sent:
         self._again = again
         self._pool = pool
         self._connection = connection
+        self._sent_at = time.monotonic()
 
-    def answer(self, *, again: bool = True) -> Any:
+    def answer(self, *, within_seconds: float | None = None) -> Any:
         """Raises TransientError. Where the answer does not come, or tells to go elsewhere, the
-        call is made again in the ordinary way; without `again` not where it took too long."""
+        call is made again in the ordinary way. With `within_seconds`, counted from when it was
+        sent, it has failed when it takes longer."""
         try:
-            answer = self._connection.read_response()
+            if within_seconds is None:
+                answer = self._connection.read_response()
+            else:
+                left = within_seconds - (time.monotonic() - self._sent_at)
+                answer = self._connection.read_response(timeout=max(left, LAST_LOOK_SECONDS))
         except RedisError as error:
             self.abandon()
-            if again or not isinstance(error, RedisTimeoutError):
+            if within_seconds is None or not isinstance(error, RedisTimeoutError):
                 return self._again()
             with transient():
                 raise
