@@ -22,9 +22,11 @@ from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.sql_archive import SqlArchive
 from leaderboard.adapters.sql_engine import connect, reading
 from leaderboard.adapters.sql_fold import SqlFold
+from leaderboard.adapters.sql_pseudonyms import SqlPseudonyms
 from leaderboard.adapters.sql_record import SqlRecord
+from leaderboard.audit_leaves import who
 from leaderboard.errors import Refusal
-from leaderboard.events import GDPR_EVENTS
+from leaderboard.events import GDPR_EVENTS, WAGERS, PlayerErased
 from leaderboard.fold import LogEntry
 from leaderboard.model import REMEMBERED_IDS, Disposition, Offset, Place, PlayerId, TournamentId
 from leaderboard.record_ports import Folded, Input
@@ -207,11 +209,22 @@ class RecordedLog:
         self._fold = fold_of(engine)
         self._archive = SqlArchive(engine, TOMBSTONE_KEY, now_ms=lambda: START_MS)
         self._partitions: dict[TournamentId, int] = {}
+        self._keys = SqlPseudonyms(engine, TOMBSTONE_KEY, lambda: START_MS)
 
     def take(self, tournament_id: TournamentId, entries: Sequence[LogEntry]) -> None:
         """Entries of one tournament, in order; what was taken in before has no effect."""
         partition = self._partitions.setdefault(tournament_id, len(self._partitions))
         take(self._fold, entries, partition=partition)
+        self._sign(partition, entries)
+
+    def _sign(self, partition: int, entries: Sequence[LogEntry]) -> None:
+        """As the audit log does it that is level with everything at once: no key is left of who
+        is erased."""
+        met = {w for one in entries if (w := who(WAGERS, one.event)) is not None}
+        self._keys.of(met, of_wagers=True)
+        gone = [one for one in reversed(entries) if isinstance(one.event.data, PlayerErased)]
+        self._keys.end(partition, {w: o.offset for o in gone if (w := who(WAGERS, o.event))})
+        self._keys.destroy(self._keys.endings(partition, len(entries)))
 
     def forget(self, entry: LogEntry) -> None:
         """An entry of `gdpr-events`."""

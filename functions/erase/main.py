@@ -240,7 +240,10 @@ def _recorded(player_id: PlayerId, erasure: Erasure, ports: Ports) -> _Recorded 
     def ask() -> _Recorded:
         record = ports.record()
         live = {one.tournament_id: one.terms.state for s in LIVE for one in record.all(s)}
-        knowing = frozenset(record.tournaments_of(player_id))
+        keys = record.pseudonyms(erasure.erasure_id)
+        # Who has a key in the audit log has to be told, or it would stay for ever.
+        keyed = {t for t, is_destroyed in keys.items() if t and not is_destroyed}
+        knowing = frozenset(record.tournaments_of(player_id)) | keyed
         erased = frozenset(ports.requests().applied_in(erasure.erasure_id))
         return _Recorded(knowing, erased, live)
 

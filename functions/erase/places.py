@@ -39,6 +39,8 @@ TOURNAMENTS_PLACE: Final = "tournaments"
 """Every tournament that knows the player, also past ones, was told."""
 SOCKETS_PLACE: Final = "sockets"
 RECORD_PLACE: Final = "record"
+AUDIT_PLACE: Final = "audit"
+"""The keys behind the player's pseudonyms in the audit log are destroyed."""
 REQUEST_PLACE: Final = "request"
 """The request itself, which knows the player for as long as any other place does: always last."""
 RECORD_SECONDS: Final = 5.0
@@ -118,8 +120,21 @@ def is_out_of_record(player_id: PlayerId, erasure: Erasure, ports: Ports) -> boo
     return said_by_record(ask) or False
 
 
+def is_out_of_audit(player_id: PlayerId, erasure: Erasure, ports: Ports) -> bool:
+    """Whether nobody can tell any more whom the audit log speaks of: it has every erasure that was
+    told, and no key of the player is left. `archive` sees to that, once nothing needs them."""
+
+    def ask() -> bool:
+        destroyed = ports.record().pseudonyms(erasure.erasure_id)
+        told = [tournament_of(p) for p in erasure.places if p.startswith(BOARD_PLACE)]
+        return all(destroyed.values()) and all(map(destroyed.get, told))
+
+    return said_by_record(ask) or False
+
+
 LOOKED_AT: Final[Mapping[str, Callable[[PlayerId, Erasure, Ports], bool]]] = {
     RECORD_PLACE: is_out_of_record,
+    AUDIT_PLACE: is_out_of_audit,
 }
 """Places that are asked once everyone was told, each with the question whether it is done."""
 PLACES: Final = (EVENTS_PLACE, TOURNAMENTS_PLACE, SOCKETS_PLACE, *LOOKED_AT, REQUEST_PLACE)

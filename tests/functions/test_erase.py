@@ -140,7 +140,7 @@ def stage(redis_url: str, engine: sa.Engine) -> Iterator[Stage]:
 
 
 BOARDS = {"board:played", "board:joined", "board:ended", "board:other"}
-BESIDE = {"gdpr-events", "tournaments", "sockets", "record", "request"}
+BESIDE = {"gdpr-events", "tournaments", "sockets", "record", "audit", "request"}
 PLACES = BOARDS | BESIDE
 DEADLINE_MS = 60_000
 
@@ -202,7 +202,7 @@ def test_board_is_pending_until_it_no_longer_shows_the_player(stage: Stage) -> N
     told = stage.state(erasure_id)
     assert told["state"] == "pending"
     assert told["places"] == {
-        **dict.fromkeys([*BOARDS, "record", "request"], "pending"),
+        **dict.fromkeys([*BOARDS, "record", "audit", "request"], "pending"),
         **dict.fromkeys(["gdpr-events", "sockets", "tournaments"], "done"),
     }
     assert stage.ports.erasures.is_erased(ALICE)
@@ -324,6 +324,7 @@ def test_record_is_pending_until_it_has_applied_the_erasure(stage: Stage) -> Non
         assert told["state"] == "pending"
         assert [p for p, state in told["places"].items() if state == "pending"] == [
             "record",
+            "audit",
             "request",
         ]
     stage.catch_up()
@@ -359,7 +360,7 @@ def test_record_that_has_no_mark_of_the_player_yet_is_not_done(stage: Stage) -> 
     told = stage.state(erasure_id)
     assert told["places"] == {
         **dict.fromkeys(BESIDE, "done"),
-        **dict.fromkeys(["record", "request"], "pending"),
+        **dict.fromkeys(["record", "audit", "request"], "pending"),
     }
     stage.catch_up()
     assert stage.state(erasure_id)["state"] == "done"
@@ -388,7 +389,7 @@ def test_record_that_is_away_is_pending_and_whom_it_knows_is_told_later(stage: S
         told = stage.state(erasure_id)
         assert told["state"] == "pending"
         pending = [place for place, state in told["places"].items() if state == "pending"]
-        assert pending == ["record", "request", "tournaments"]
+        assert pending == ["audit", "record", "request", "tournaments"]
     assert f"{erasure_id}/ended" not in [one.id for one in stage.feed.events(ev.WAGERS)]
     assert ALICE in stage.record.top(ENDED, 10).standings[1].player_id  # type: ignore[union-attr]
     stage.hosted.main.ports.put(stage.ports)
