@@ -125,7 +125,10 @@ def is_out_of_audit(player_id: PlayerId, erasure: Erasure, ports: Ports) -> bool
     told, and no key of the player is left. `archive` sees to that, once nothing needs them."""
 
     def ask() -> bool:
-        destroyed = ports.record().pseudonyms(erasure.erasure_id)
+        record = ports.record()
+        if not record.is_forgotten(erasure.erasure_id):
+            return False  # until then a key may still be drawn for their connections
+        destroyed = record.pseudonyms(erasure.erasure_id)
         told = [tournament_of(p) for p in erasure.places if p.startswith(BOARD_PLACE)]
         return all(destroyed.values()) and all(map(destroyed.get, told))
 
