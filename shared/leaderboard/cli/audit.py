@@ -13,6 +13,7 @@ import click
 from rich.progress import Progress
 
 from leaderboard.cli.audit_log import BROKEN, Faults, Logs, progress, said, witness_of
+from leaderboard.cli.audit_witness import cosign
 from leaderboard.cli.context import CommandError, checked_id, environment
 from leaderboard.errors import NoteError
 from leaderboard.model import Place
@@ -332,3 +333,6 @@ def _export(logs: Logs, folder: Path, shards: Sequence[str]) -> int:
                 said(f"{file}: {rows:,} rows")
             bar.remove_task(task)
     return faults.end()
+
+
+audit.add_command(cosign)
