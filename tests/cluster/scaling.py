@@ -5,6 +5,7 @@ what was seen instead."""
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from cluster import tree
@@ -12,7 +13,10 @@ from cluster.api import held, until
 from cluster.backing import LEAD_MINUTES, RAISED
 from cluster.scene import READERS, SETTLED_SECONDS, Scene
 from cluster.tree import NAMESPACE
+from leaderboard import prewarming
+from leaderboard.prewarming import MIN_SCALE
 
+SERVICES: Final = (*RAISED, "erase", "tournament")
 FLOOR, WANTED, CEILING = 2, 10, 50
 DECIDED_SECONDS: Final = 30.0
 HELD_SECONDS: Final = 60.0
@@ -57,12 +61,16 @@ def _tried_only(scene: Scene) -> list[str]:
 def floors_stand(scene: Scene) -> str:
     """KEDA reads Kafka as each function's user, by SCRAM and TLS; two of everything are ready."""
     scene.backing.take_token(scene.cluster)
+    started = time.monotonic()
     for name in READERS:
         _reads(scene, name)
-    took = scene.settle(READERS, FLOOR, SETTLED_SECONDS, "as a floor")
-    for service in ("query", "on-connect", "erase", "tournament", "on-wager-http"):
+    scene.settle(READERS, FLOOR, SETTLED_SECONDS, "as a floor")
+    for service in SERVICES:
         scale_of(scene, service, FLOOR, SETTLED_SECONDS)
-    return f"READY after {took:.0f} s"
+    took = time.monotonic() - started
+    return (
+        f"{len(READERS)} ScaledObjects, {len(SERVICES)} Services with two each after {took:.0f} s"
+    )
 
 
 def scale_of(scene: Scene, service: str, replicas: int, seconds: float) -> float:
@@ -145,26 +153,33 @@ def tournament_lifts_floors(scene: Scene) -> str:
     scene.backing.schedule(starts_in=lead + early, lasts=60)
     until(lambda: scene.backing.lag() == 0 or None, 20, "the schedule is read")
     held(lambda: _floors(scene) == {FLOOR}, early - 15, "no floor before its time")
-    begun = until(lambda: scene.backing.floor("query") == WANTED or None, 60, "a floor of ten")[1]
+    serving = _pods(scene)
+    until(lambda: scene.backing.floor("query") == WANTED or None, 60, "a floor of ten")
     readers = scene.settle(READERS, WANTED, lead, "before the start")
     services = max(scale_of(scene, one, WANTED, lead) for one in RAISED)
+    assert serving <= _pods(scene), "pods that served were replaced to raise a floor"
     until(lambda: scene.backing.floor("query") == FLOOR or None, 2 * lead + 60, "it is over")
     down = scene.settle(READERS, FLOOR, SETTLED_SECONDS, "when it is over")
-    given_back = max(scale_of(scene, one, FLOOR, SETTLED_SECONDS) for one in RAISED)
-    for one in RAISED:
-        assert _raised_by(scene, one) == {"2"}, f"{one} has another floor than its own"
-    assert begun < 60
+    # Their pods go by Knative's own measure of requests, which stand-ins do not give.
+    own = until(lambda: _own_floors(scene) or None, SETTLED_SECONDS, "revisions get theirs back")[1]
     return (
         f"a lead of {lead} s instead of 1,800: ten ready after {readers:.0f} s (Deployments) and "
-        f"{readers + services:.0f} s (revisions); two again {down:.0f} s and "
-        f"{down + given_back:.0f} s after its end"
+        f"{readers + services:.0f} s (revisions, no pod replaced); after its end two again after "
+        f"{down:.0f} s, the revisions' own floors after {down + own:.0f} s"
     )
+
+
+def _pods(scene: Scene) -> set[str]:
+    """Those of the Services whose revisions are raised, by an id that no other pod gets."""
+    label = f"serving.knative.dev/service in ({','.join(RAISED)})"
+    return {one["metadata"]["uid"] for one in scene.cluster.listed("pods", NAMESPACE, "-l", label)}
 
 
 def _floors(scene: Scene) -> set[int]:
     return {scene.replicas(one) for one in READERS}
 
 
-def _raised_by(scene: Scene, service: str) -> set[str]:
-    found = scene.revisions(service)
-    return {one["metadata"]["annotations"]["autoscaling.knative.dev/min-scale"] for one in found}
+def _own_floors(scene: Scene) -> bool:
+    """Whether nothing is left of ours on the revisions."""
+    notes = [m["metadata"]["annotations"] for one in RAISED for m in scene.revisions(one)]
+    return all(one[MIN_SCALE] == str(FLOOR) and prewarming.RAISED not in one for one in notes)
