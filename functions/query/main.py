@@ -273,6 +273,19 @@ def page_headers(page: PageSettings) -> dict[str, str]:
     }
 
 
+def _listed(handler: Callable[[Call], Answer], limit: Limit) -> Route:
+    return Route(
+        "GET",
+        "/v1/tournaments",
+        tournaments.__doc__ or "",
+        handler,
+        ANY_ROLE,
+        query=ListQuery,
+        answers={200: TournamentList},
+        limit=limit,
+    )
+
+
 def routes(
     reads: Callable[[], Reads],
     holdings: Callable[[], Holdings],
@@ -310,16 +323,6 @@ def routes(
             limit=limit,
         )
 
-    listed = Route(
-        "GET",
-        "/v1/tournaments",
-        tournaments.__doc__ or "",
-        on(tournaments),
-        ANY_ROLE,
-        query=ListQuery,
-        answers={200: TournamentList},
-        limit=limit,
-    )
     told = Route(
         "GET",
         "/page/config.json",
@@ -329,7 +332,7 @@ def routes(
         answers={200: PageConfig},
     )
     return [
-        listed,
+        _listed(on(tournaments), limit),
         read(one, tournament, TournamentDetail, None),
         read(f"{one}/standings", standings, StandingsPage, StandingsQuery),
         read(own, player, PlayerStanding, None),
