@@ -152,7 +152,7 @@ def export(call: Call, exports: Exports) -> Answer:
     try:
         held = _in_time(ask)
     except ValueError as error:
-        raise ProblemError(400, f"after: {error}") from None
+        raise ProblemError(404, f"after: {error}") from None
     things = [dict(one) for one in held.things]
     for one in things:
         if one["kind"] == "tournament":

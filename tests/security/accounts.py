@@ -1,8 +1,8 @@
 """Whether every event that was sent is somewhere, exactly once: applied, recorded, or buried.
 
-The real Kafka hosts of `on-wager` and `archive` work on a log in this process. Three witnesses say
-what became of each event: the dead-letter topic, the record (which folds the log on its own), and
-the metrics of `on-wager`. They have to agree, and to add up."""
+The real Kafka hosts of `on-wager` and `archive` work on a log in this process. Four witnesses say
+what became of each event: the dead-letter topic, the record (which folds the log on its own), the
+audit log, and the metrics of `on-wager`. They have to agree, and to add up."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import sqlalchemy as sa
 
+from audit_logs import MemoryLogs, auditor
 from consuming import MemoryDirectory, MemoryProgress
 from leaderboard import dead_letters, telemetry
 from leaderboard.adapters import sql_engine
@@ -69,6 +70,8 @@ class Account:
     counted: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
     """By the metrics: sound events by disposition, dead letters by reason."""
     twice: list[Origin] = field(default_factory=list)
+    signed: list[tuple[Origin, str | None]] = field(default_factory=list)
+    """The audit log's leaves: each with why it says that the record can't be read, None if it can."""
 
     def check(self) -> None:
         """Raises AssertionError naming the first events that are missing or there twice."""
@@ -85,6 +88,9 @@ class Account:
         for at, what in self.recorded.items():
             assert what in reasons or self.buried.get(at) == what, f"{at}: {what}"
         assert len(self.sent) == len(self.buried) + len(counting)
+        assert [at for at, _ in self.signed] == sorted(self.sent), "the audit log has others"
+        for at, why in self.signed:
+            assert why is None or self.buried.get(at) == why, f"{at}: {why} in the audit log"
         told = Counter(counting.values()), Counter(self.buried.values())
         assert told == self.counted, "the metrics say something else"
 
@@ -98,6 +104,7 @@ class Accounts:
         self._directory, self._progress = MemoryDirectory(), MemoryProgress()
         self._feed = Feed(self.cluster, lambda what: None)
         self._counted = _counted()
+        self.logs = MemoryLogs()
         self.on_wager = self._started("on-wager", WAGERS, self._make_on_wager)
         main = function("archive")
         self.archive = self._started(
@@ -128,7 +135,8 @@ class Accounts:
             self.clock.monotonic,
             self.clock.now_ms,
         )
-        return main.Archivist(archive, check)
+        audit = auditor(main, self.engine, self.logs, clock=self.clock.monotonic)
+        return main.Archivist(archive, audit, check)
 
     def _started(self, name: str, topics: Any, make: Any, **how: Any) -> Process:
         # Nearly all that is sent is unreadable here, and from one producer.
@@ -168,6 +176,8 @@ class Accounts:
         for number in range(WAGERS_PARTITIONS):
             log = self.cluster.logs[Place(WAGERS, number)]
             found.sent |= {(number, one.offset) for one in log.records}
+            leaves = self.logs.leaves(Place(WAGERS, number))
+            found.signed += [((number, one.offset), one.refused) for one in leaves]
         for one in self.cluster.logs[Place(dead_letter_topic(WAGERS), 0)].records:
             letter = dead_letters.read(one)
             assert isinstance(letter, dead_letters.DeadLetter)
