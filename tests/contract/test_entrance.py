@@ -122,7 +122,8 @@ def test_look_tells_what_the_board_says_and_who_holds(
     other = PlayerId(f"other-{p}")
     opened(client, t, other)
     connections.lease(grant(t, p, "c1"))
-    assert entrance.look(t, p) == Sight(erasure_id(p), is_asked=False, tombstone=False, holder="c1")
+    expected = Sight(erasure_id(p), is_asked=False, tombstone=False, holder="c1", sockets=1)
+    assert entrance.look(t, p) == expected
     seen = entrance.look(t, other)
     assert (seen.is_asked, seen.tombstone, seen.holder) == (False, True, None)
 

@@ -237,6 +237,12 @@ class Connections:
     def live(self, tournament_id: str, players: Sequence[PlayerId]) -> frozenset[PlayerId]:
         return frozenset(p for p in players if self.holder(tournament_id, p) is not None)
 
+    def sockets(self, tournament_id: str) -> int:
+        return len(self._store.of(tournament_id).beside.leases)
+
+    def let_go(self, tournament_id: str) -> int:
+        return self.sockets(tournament_id)
+
     def is_spread(self, tournament_id: str) -> bool:
         return False
 

@@ -15,6 +15,7 @@ import sqlite3
 import sys
 import tempfile
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -278,6 +279,8 @@ class World:
         self.archive = SqlArchive(self.engine, TOMBSTONE_KEY, REMEMBERED, now_ms)
         self.pseudonyms = SqlPseudonyms(self.engine, TOMBSTONE_KEY, now_ms)
         self.logs = MemoryLogs(lambda store: port(store, "audit log"))
+        self.dropped: defaultdict[Place, list[Offset]] = defaultdict(list)
+        """Offsets of what Kafka's retention has taken; the audit log has it."""
         self.snapshots = Snapshots(self.engine, self.seen, now_ms)
         self.feed = Feed(self.cluster, self.reach)
         self.gateway = Gateway(self.seen, self.reach)
@@ -478,6 +481,7 @@ class World:
             limits.append(self.audited(place))
         low = min(limits)
         log.low = max(log.low, low)
+        self.dropped[place] += [one.offset for one in log.records if one.offset < log.low]
         log.records = [one for one in log.records if one.offset >= log.low]
 
     # who uses it
