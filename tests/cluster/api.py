@@ -85,6 +85,9 @@ class Cluster:
             )  # fmt: skip
         except FileNotFoundError:
             raise NotThisClusterError(f"{self.program} is missing: install it") from None
+        except subprocess.TimeoutExpired:
+            said = f"kubectl {words[0]} has had no answer for {CALL_SECONDS} s"
+            raise RefusedError(said) from None
 
     def __call__(self, *words: str, given: str | None = None) -> str:
         """What it says. Raises RefusedError."""

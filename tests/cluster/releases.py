@@ -105,22 +105,23 @@ def faults_are_told(scene: Scene) -> str:
     else:
         raise AssertionError("a floor above the ceiling was taken")
     assert re.search("minReplicaCount|MinReplicaCount", ceiling), ceiling
-    return f"“{password[:120]}”; “{brokers[:120]}”; “{ceiling.splitlines()[-1][:120]}”"
+    told = (one.rpartition("to talk to: ")[2] for one in (password, brokers))
+    return "; ".join(f"“{_brief(one)}”" for one in (*told, ceiling.splitlines()[-1]))
 
 
 def _told_by_a_new_one(scene: Scene, good: Manifest, *, is_ready: bool = False) -> str:
     """Make the ScaledObject anew; what its events say of what is wrong, empty once it is ready."""
     name = good["metadata"]["name"]
     scene.cluster("delete", "scaledobject", name, "-n", NAMESPACE)
-    scene.cluster("delete", "events", "-n", NAMESPACE, "--all")
     scene.cluster.apply([good])
+    made = scene.cluster.get("scaledobject", name, NAMESPACE)["metadata"]["uid"]
 
     def look() -> str | None:
         status, _ = scene.condition(name)
         if is_ready:
             return "" if status == "True" else None
         found = scene.cluster.listed(
-            "events", NAMESPACE, "--field-selector", f"involvedObject.name={name},type=Warning"
+            "events", NAMESPACE, "--field-selector", f"involvedObject.uid={made},type=Warning"
         )
         said = [str(one["message"]) for one in found]
         return said[0] if said else None
