@@ -10,13 +10,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not in its stubs
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
     AdminClient,
     OffsetSpec,
+    ResourcePatternType,
+    ResourceType,
 )
 
 from certificates import make_certificates
@@ -87,6 +92,23 @@ class Backing:
         asked = {"subject": "operator", "roles": ["operator"]}
         answer = httpx.post(f"{self.settings['ISSUER_URL']}/token", json=asked, timeout=10)
         return {"Authorization": f"Bearer {answer.raise_for_status().json()['token']}"}
+
+    # rights
+
+    def take_rights(self, user: str) -> None:
+        """All that the user may do in Kafka. Only KEDA comes as one here."""
+        anything: Any = None  # the client takes it for "any"; its stubs don't know
+        every = AclBindingFilter(
+            ResourceType.ANY, anything, ResourcePatternType.ANY, f"User:{user}", anything,
+            AclOperation.ANY, AclPermissionType.ANY,
+        )  # fmt: skip
+        admin = AdminClient({"bootstrap.servers": self.kafka.bootstrap_servers, "log_level": 2})
+        (gone,) = [future.result(20) for future in admin.delete_acls([every]).values()]
+        assert gone, f"{user} had no rights"
+
+    def give_rights(self) -> None:
+        """Everybody's, as `leaderboard acls` does."""
+        _commanded(self.kafka, self.account.parent, "acls")
 
     # lag
 
@@ -212,12 +234,15 @@ _TOLD: Final = (
 
 def _guard(kafka: KafkaServer, folder: Path) -> None:
     """Topics and access lists by our own commands; a password for each user."""
-    environ = {"KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers}
-    for words in (("topics", *TOPICS), ("acls",)):
-        done = command(words, folder, environ)
-        assert done.returncode == 0, done.stdout + done.stderr
+    _commanded(kafka, folder, "topics", *TOPICS)
+    _commanded(kafka, folder, "acls")
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 2})
     give_password(admin, KAFKA, PASSWORD)
+
+
+def _commanded(kafka: KafkaServer, folder: Path, *words: str) -> None:
+    done = command(words, folder, {"KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers})
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _account(folder: Path, authority: str) -> Path:
