@@ -15,6 +15,7 @@ import yaml
 from cluster.api import Manifest
 from deploy.checking import ROOT, Tools
 from deploy.checking.building import Built, build_all, group_of
+from leaderboard.audit.notes import Signer
 
 NAMESPACE, DATA = "leaderboard", "leaderboard-data"
 MARK: Final = "leaderboard.io/cluster-test"
@@ -102,6 +103,10 @@ def _filled(secret: str, name: str, example: str, given: Settings) -> str:
         "REDIS_URL": given.redis_url,
         "DATABASE_URL": given.database_url,
         "TOMBSTONE_KEY": given.tombstone_key,
+        # Stand-ins sign nothing.
+        "AUDIT_SIGNING_KEY": Signer.generate("leaderboard.example.com/audit").private_text(),
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
         "password": given.password,
         "ca.crt": given.authority,
     }

@@ -18,6 +18,7 @@ from leaderboard.adapters.sql_archive import SqlArchive
 from leaderboard.adapters.sql_engine import reading
 from leaderboard.adapters.sql_fold import SqlFold
 from leaderboard.adapters.sql_record import SqlRecord
+from leaderboard.adapters.sql_requests import SqlRequests
 from leaderboard.errors import ForeignLogError, Refusal, TransientError
 from leaderboard.events import ConnectionDecided, PositionChanged, Record
 from leaderboard.fold import LogEntry
@@ -327,6 +328,9 @@ def test_after_an_erasure_no_column_of_any_table_has_the_player(
     for part in [log] if together else [[one] for one in log]:
         assert list(take(fold, part).verdicts) == oracle.take(part)
     beside(engine, before=False)
+    requests = SqlRequests(engine)
+    for one in requests.pending(10):  # as `erase` does when every place is done
+        assert requests.close(one.erasure_id, {}, START_MS)
     assert_nowhere(engine, NEEDLE)
     assert_equal(oracle, SqlRecord(engine), log)
     assert SqlRecord(engine).player(T, NEEDLE) == oracle.board.player(T, NEEDLE)

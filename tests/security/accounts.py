@@ -71,7 +71,7 @@ class Account:
     """By the metrics: sound events by disposition, dead letters by reason."""
     twice: list[Origin] = field(default_factory=list)
     signed: list[tuple[Origin, str | None]] = field(default_factory=list)
-    """The audit log's leaves: each with why it says that the record can't be read, None if it can."""
+    """The audit log's leaves: each with why it says that the record can't be read, else None."""
 
     def check(self) -> None:
         """Raises AssertionError naming the first events that are missing or there twice."""
