@@ -18,7 +18,7 @@ from simulation.world import FUNCTIONS_RUN, TOURNAMENTS, World
 ROUND_SECONDS: Final = 2.0
 QUIET_ROUNDS: Final = 5
 """Longer than any function leaves anything alone."""
-ROUNDS: Final = 200
+ROUNDS: Final = 400
 AT_ONCE: Final = 50
 OVER: Final = (State.ENDED, State.CANCELLED)
 

@@ -33,11 +33,12 @@ if last > now + window then
 elseif last > now then
   now = last
 end
-local first = tonumber(redis.call('LINDEX', KEYS[1], 0) or now)
-while first <= now - window do
+local first = redis.call('LINDEX', KEYS[1], 0)
+while first and tonumber(first) <= now - window do
   redis.call('LPOP', KEYS[1])
-  first = tonumber(redis.call('LINDEX', KEYS[1], 0) or now)
+  first = redis.call('LINDEX', KEYS[1], 0)
 end
+first = tonumber(first or now)
 local count = redis.call('LLEN', KEYS[1])
 if count >= most then
   local freeing = tonumber(redis.call('LINDEX', KEYS[1], count - most))
