@@ -183,7 +183,8 @@ class Board(Protocol):
     def rows(
         self, tournament_id: TournamentId, players: Sequence[PlayerId]
     ) -> tuple[Offset, Sequence[PlayerRow | None]] | None:
-        """The board's sequence and the rows of these players, in one atomic step."""
+        """The board's sequence and the rows of these players, in one atomic step. A row that
+        contradicts the order has the score 2^53, which nobody can have."""
 
     def restore(
         self,

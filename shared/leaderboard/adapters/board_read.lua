@@ -32,11 +32,14 @@ if ARGV[2] == 'rows' then
     for i = 1, #found do
       local player, row = ARGV[from + i - 1], found[i] and unpacked_row(found[i], has_sub)
       if row then
-        -- What everybody sees is the order: a row that is not in it, or has another score than
-        -- stands there, is no row.
+        -- What everybody sees is the order: a row that is not in it is no row. One that has another
+        -- score than stands there gets a score that nobody can have, so whoever compares sees it.
         local member = member_of(row, player, ascending, has_sub)
         local score = redis.call('ZSCORE', RANKS, member)
-        row[1] = score and tonumber(score) == row[1] and row[1]
+        if score and tonumber(score) ~= row[1] then
+          score = '9007199254740992'
+        end
+        row[1] = score and tonumber(score)
       end
       rows[from + i - 3] = row and row[1] and row
     end
