@@ -442,6 +442,7 @@ RULES: Final[dict[tuple[str, str, str], frozenset[str] | None]] = {
     ("query", "get", "/v1/tournaments/{tournament_id}/standings"): READS,
     ("query", "get", "/v1/tournaments/{tournament_id}/players/{player_id}"): OWN,
     ("query", "get", "/v1/tournaments/{tournament_id}/players/{player_id}/around"): OWN,
+    ("query", "get", "/v1/players/{player_id}/export"): OWN,
     ("query", "get", "/page/config.json"): None,
     # Each player for themselves: nobody's id is in it.
     ("on-connect", "post", "/v1/tournaments/{tournament_id}/connections"): may(

@@ -481,7 +481,7 @@ class World:
             limits.append(self.audited(place))
         low = min(limits)
         log.low = max(log.low, low)
-        self.dropped[place] += [one.offset for one in log.records if one.offset < log.low]
+        self.dropped[place] += [Offset(one.offset) for one in log.records if one.offset < log.low]
         log.records = [one for one in log.records if one.offset >= log.low]
 
     # who uses it
