@@ -65,6 +65,8 @@ def test_key_is_drawn_once_and_the_same_for_everybody(
     assert first[HERS].key != first[HIS].key
     beside = pseudonym(keys, BESIDE_HERS, of_wagers=False)
     assert beside not in (None, pseudonym(keys, HERS))
+    # Alone, and by somebody who has not met her: its row has no tournament's name.
+    assert pseudonym(other, BESIDE_HERS, of_wagers=False) == beside
 
 
 def test_table_names_nobody(keys: SqlPseudonyms, engine: sa.Engine) -> None:

@@ -23,6 +23,7 @@ DECLARED: Final[dict[tuple[str, str, str], Declared]] = {
     ("query", "GET", f"{ONE}/standings"): OPEN,
     ("query", "GET", f"{ONE}/players/<player_id>"): OPEN,
     ("query", "GET", f"{ONE}/players/<player_id>/around"): OPEN,
+    ("query", "GET", "/v1/players/<player_id>/export"): OPEN,
     ("on-connect", "POST", f"{ONE}/connections"): ("connections", "closed"),
 }
 """Routes with a token. What is open to everybody is the edge's to limit."""

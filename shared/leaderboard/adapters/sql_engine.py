@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, array
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -290,6 +290,8 @@ def _array(column: sa.Column[Any], values: Sequence[Any]) -> sa.ColumnElement[An
         texts = [_NULL if value is None else f"\\x{value.hex()}" for value in values]
     else:
         texts = [_NULL if value is None else str(value) for value in values]
+    if texts == [""]:  # which string_to_array makes into an array of none
+        return sa.cast(array([""]), ARRAY(_ARRAYS[kind]))
     split = sa.func.string_to_array(sa.bindparam(None, _BETWEEN.join(texts)), _BETWEEN, _NULL)
     return sa.cast(split, ARRAY(_ARRAYS[kind]))
 

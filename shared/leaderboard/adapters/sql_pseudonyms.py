@@ -158,9 +158,9 @@ class SqlPseudonyms:
         for _ in range(_TRIES):
             try:
                 return work()
-            except sa.exc.IntegrityError:
-                continue
-        raise TransientError("others draw the same keys again and again")
+            except sa.exc.IntegrityError as error:
+                last = error
+        raise TransientError(f"others draw the same keys again and again: {last.orig}")
 
 
 _WHOSE: Final = ("tournament_id", "erasure_id")
