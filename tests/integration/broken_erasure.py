@@ -41,7 +41,9 @@ def _frame(module: Any) -> None:
     publish = module.NchanPods.publish
 
     def published(self: Any, frames: Sequence[Any]) -> None:
-        publish(self, [one for one in frames if b"erased-" not in one.body])
+        # All of a publication, for a new state goes before the top, and would be kept in its place.
+        if not any(b"erased-" in one.body for one in frames):
+            publish(self, frames)
 
     module.NchanPods.publish = published
 
