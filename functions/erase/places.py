@@ -148,7 +148,10 @@ def close_request(erasure: Erasure, now_ms: int, ports: Ports) -> bool:
     """Have the record forget whom the request is about. False while it can't, or has yet to read
     of it."""
     done_at_ms = {**erasure.done_at_ms, REQUEST_PLACE: now_ms}
-    close = lambda: ports.requests().close(erasure.erasure_id, done_at_ms, now_ms)  # noqa: E731
+
+    def close() -> bool:
+        return ports.requests().close(erasure.erasure_id, done_at_ms, now_ms)
+
     return said_by_record(close) or False
 
 

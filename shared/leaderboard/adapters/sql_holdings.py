@@ -142,7 +142,9 @@ def _events(asked: _Asked) -> _Step:
             "data": json.loads(one.data),
         }
 
-    mine = lambda tournament: row.player_no == tournament.player_no  # noqa: E731
+    def mine(tournament: Any) -> sa.ColumnElement[bool]:
+        return sa.and_(row.player_no == tournament.player_no)
+
     return _in_tournaments(asked, tables.inputs, row.log_offset, of, mine, thing)
 
 
@@ -164,7 +166,9 @@ def _changes(asked: _Asked) -> _Step:
             "distance": one.distance,
         }
 
-    mine = lambda tournament: row.player_id == asked.player_id  # noqa: E731
+    def mine(tournament: Any) -> sa.ColumnElement[bool]:
+        return sa.and_(row.player_id == asked.player_id)
+
     return _in_tournaments(asked, tables.position_changes, row.sequence, of, mine, thing)
 
 
