@@ -244,6 +244,7 @@ class World:
         self._path = self._folder / "record.sqlite"
         self._path.write_bytes(empty_record())
         self._backup: tuple[Path, dict[Place, Offset]] | None = None
+        self.was_set_back = False
         self.engine = sql_engine.connect(f"sqlite:///{self._path}")
         self._stack.callback(self.engine.dispose)
 
@@ -448,6 +449,7 @@ class World:
         """The record as it was kept; whether there is such a thing."""
         if self._backup is None:
             return False
+        self.was_set_back = True
         self.engine.dispose()
         for leftover in self._folder.glob("record.sqlite*"):
             leftover.unlink()
