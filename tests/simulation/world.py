@@ -244,6 +244,7 @@ class World:
         self._path = self._folder / "record.sqlite"
         self._path.write_bytes(empty_record())
         self._backup: tuple[Path, dict[Place, Offset]] | None = None
+        self.was_set_back = False
         self.engine = sql_engine.connect(f"sqlite:///{self._path}")
         self._stack.callback(self.engine.dispose)
 
@@ -448,6 +449,7 @@ class World:
         """The record as it was kept; whether there is such a thing."""
         if self._backup is None:
             return False
+        self.was_set_back = True
         self.engine.dispose()
         for leftover in self._folder.glob("record.sqlite*"):
             leftover.unlink()
@@ -501,11 +503,6 @@ class World:
             # Not found: the store lost the request while it was at work; to be asked again.
             return False
         return True
-
-    def take_up(self) -> None:
-        """What `erase` does every ten seconds with requests that only the record has open: lost by
-        the store, or done before the record was set back."""
-        function("erase")._take_up(self._erase_ports)
 
     def connect(self, tournament_id: TournamentId, player_id: str) -> None:
         """A player opens the page: `on-connect` decides, tells, and only then lets them in."""
