@@ -86,6 +86,13 @@ def audit(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def faults(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What was found, but for the boards that the tests of `rebuild` spoil by hand and let wagers
+    come to: their changes are not what the inputs give, and are told."""
+    lines = [line for line in done.stdout.splitlines() if line.startswith("fault:")]
+    return [line for line in lines if "(rebuilt-" not in line and "of rebuilt-" not in line]
+
+
 def test_season_and_a_wild_play_are_verified_rebuilt_and_proved(
     path: Path, tmp_path: FilePath
 ) -> None:
@@ -110,13 +117,12 @@ def test_season_and_a_wild_play_are_verified_rebuilt_and_proved(
 
     done = audit(path, "verify")
     assert done.returncode == 0, done.stdout
-    done = audit(path, "rebuild", "--late", "5")
-    # Other tests have changed boards of theirs by hand.
-    faults = [line for line in done.stdout.splitlines() if line.startswith("fault:")]
-    assert [line for line in faults if f1 in line or cup in line] == []
-    assert all("board of" in line for line in faults), done.stdout
-    alone = audit(path, "rebuild", "--log-only", "--late", "5")
-    assert alone.returncode == 0, alone.stdout
+    done = audit(path, "rebuild", "--late", "5", "--show", "100000")
+    assert [line for line in faults(done) if "board of" not in line] == []
+    assert [line for line in faults(done) if f1 in line or cup in line] == []
+    alone = audit(path, "rebuild", "--log-only", "--late", "5", "--show", "100000")
+    assert faults(alone) == []
+    assert "inputs of" in alone.stdout
 
     chosen = random.Random(3).choice(events[1:-1])
     file = tmp_path / "wager.tlog-proof"

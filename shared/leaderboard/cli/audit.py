@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.progress import Progress
 
-from leaderboard.cli.audit_log import BROKEN, Faults, Logs, progress, said, witness_of
+from leaderboard.cli.audit_log import BROKEN, SHOWN_FAULTS, Faults, Logs, progress, said, witness_of
 from leaderboard.cli.audit_witness import cosign
 from leaderboard.cli.context import CommandError, checked_id, environment
 from leaderboard.errors import NoteError
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 WRITTEN = click.Path(dir_okay=False, path_type=Path)
 SHARDS = click.argument("shards", nargs=-1, metavar="[TOPIC/PARTITION]...")
+SHOWN = click.option(
+    "--show", "shown", type=click.IntRange(0), default=SHOWN_FAULTS, show_default=True,
+    help="How many faults are told one by one; all are counted.",
+)  # fmt: skip
 
 
 @click.group(help="The audit log: verify, prove, rebuild, export.")
@@ -47,18 +51,20 @@ def audit() -> None:
 )  # fmt: skip
 @click.option("--witness", "witnesses", multiple=True, metavar="KEY", help="Of a witness.")
 @click.option("--log-only", is_flag=True, help="Don't ask the record how far each shard was.")
+@SHOWN
 def verify(
     shards: tuple[str, ...],
     checkpoints: tuple[Path, ...],
     consistent: tuple[Path, Path] | None,
     witnesses: tuple[str, ...],
     log_only: bool,
+    shown: int,
 ) -> int:
     """Read every leaf of every shard (or of these), and check it up to the signature.
 
     The record keeps how far each shard was: one that was cut short, made anew or taken away as a
     whole shows by that, or by a checkpoint that somebody has kept."""
-    settings, faults = environment(), Faults()
+    settings, faults = environment(), Faults(shown)
     logs = Logs(settings)
     if consistent is not None:
         _check_consistency(logs, consistent, faults)
@@ -284,15 +290,19 @@ def _maybe_engine(settings: Mapping[str, str]) -> Iterator[Any]:
     "--wait", type=click.FloatRange(0), default=30.0, show_default=True,
     help="Seconds for the log to come as far as record and boards.",
 )  # fmt: skip
-def rebuild(partitions: tuple[int, ...], log_only: bool, late: float, wait: float) -> int:
+@SHOWN
+def rebuild(
+    partitions: tuple[int, ...], log_only: bool, late: float, wait: float, shown: int
+) -> int:
     """Fold the log again, and compare every position change, every row of the record, and every
     board with what it comes to."""
     from leaderboard.cli.audit_rebuilding import rebuilt
 
     settings = environment()
     return rebuilt(
-        settings, Logs(settings), set(partitions), log_only=log_only, late_s=late, wait_s=wait
-    )
+        settings, Logs(settings), set(partitions),
+        log_only=log_only, late_s=late, wait_s=wait, shown=shown,
+    )  # fmt: skip
 
 
 @audit.command()

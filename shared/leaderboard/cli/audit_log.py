@@ -133,23 +133,24 @@ def progress() -> Iterator[Progress]:
 
 
 class Faults:
-    """Tells the first faults as they are found, on standard output, and counts all."""
+    """Tells the first `shown` faults as they are found, on standard output, and counts all."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: int = SHOWN_FAULTS) -> None:
         self.count = 0
+        self._shown = shown
 
     def put(self, fault: Fault) -> None:
         self.tell(str(fault))
 
     def tell(self, what: str) -> None:
         self.count += 1
-        if self.count <= SHOWN_FAULTS:
+        if self.count <= self._shown:
             click.echo(f"fault: {what}")
 
     def end(self) -> int:
         """The command's exit code."""
-        if self.count > SHOWN_FAULTS:
-            click.echo(f"fault: {self.count - SHOWN_FAULTS} more")
+        if self.count > self._shown:
+            click.echo(f"fault: {self.count - self._shown} more")
         return 1 if self.count else 0
 
 

@@ -60,12 +60,13 @@ def rebuilt(
     log_only: bool,
     late_s: float,
     wait_s: float,
+    shown: int,
 ) -> int:
     """The command; its exit code."""
     from leaderboard.audit_rebuild import Counted
 
     started, now_ms = time.monotonic(), time.time_ns() // 1_000_000
-    work = _Work(logs, Faults(), now_ms - int(late_s * 1000), wait_s)
+    work = _Work(logs, Faults(shown), now_ms - int(late_s * 1000), wait_s)
     counted = Counted()
     with ExitStack() as opened:
         if not log_only:
