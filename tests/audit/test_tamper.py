@@ -45,6 +45,8 @@ BIG = 66_000
 
 ANY = 1 << 62
 
+Told = Callable[[str, object], None]
+
 
 @cache
 def files_of(size: int) -> dict[str, bytes]:
@@ -325,7 +327,9 @@ CHANGES: list[Callable[[Log], Where]] = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_every_change_is_found_where_it_is(change: Callable[[Log], Where]) -> None:
+def test_every_change_is_found_where_it_is(
+    change: Callable[[Log], Where], record_property: Told
+) -> None:
     changed = 0
     for seed in range(PLACES):
         chance = random.Random(f"{change.__name__} {seed}")
@@ -341,11 +345,15 @@ def test_every_change_is_found_where_it_is(change: Callable[[Log], Where]) -> No
         found = any(where.is_told_by(one) for one in report.problems)
         assert found, f"found, but not at {where}: {told}"
     assert changed >= PLACES - 5, "it hardly changed anything"
+    record_property("tried", changed)
 
 
 @pytest.mark.parametrize("change", CHANGES[:17], ids=lambda change: change.__name__)
-def test_reader_answers_nothing_that_was_changed(change: Callable[[Log], Where]) -> None:
+def test_reader_answers_nothing_that_was_changed(
+    change: Callable[[Log], Where], record_property: Told
+) -> None:
     """Who reads without verifying all is told as well, as soon as a changed file is read."""
+    record_property("tried", 12)
     for seed in range(12):
         chance = random.Random(f"{change.__name__} {seed}")
         log = Log(chance.choice([700, 1_000, 3_000]), chance)

@@ -38,6 +38,8 @@ WINDOW: Final = 40
 """Of ids, so that some are forgotten and come again."""
 PIECE: Final = 37
 PLACES: Final = 20
+
+Told = Callable[[str, object], None]
 """Random places in which each thing is done."""
 KINDS: Final[tuple[dict[str, str], ...]] = (
     {},
@@ -324,9 +326,13 @@ def place_of(connection: sa.Connection, table: sa.Table, row: Any) -> str:
 
 @pytest.mark.parametrize("name", TAMPERED)
 def test_edited_column_of_the_record_is_found_where_it_is(
-    shared_play: AuditedPlay, entries: tuple[list[bytes], list[bytes]], name: str
+    shared_play: AuditedPlay,
+    entries: tuple[list[bytes], list[bytes]],
+    name: str,
+    record_property: Told,
 ) -> None:
     table, chance = TAMPERED[name], random.Random(name)
+    tried = 0
     for column in table.columns:
         if column.name in UNPROVED or column.primary_key or column.name in OF_THE_MACHINE:
             continue
@@ -343,6 +349,8 @@ def test_edited_column_of_the_record_is_found_where_it_is(
             faults, (where, values) = faults_after(shared_play, entries, edit)
             found = [fault for fault in faults if fault.where.startswith(where)]
             assert found, f"{where}: {column.name} from {values}: {faults[:3]}"
+            tried += 1
+    record_property("tried", tried)
 
 
 OF_THE_MACHINE: Final = {"tournament_no", "log_partition", "log_id", "confirmed_at_ms"}
@@ -351,7 +359,10 @@ OF_THE_MACHINE: Final = {"tournament_no", "log_partition", "log_id", "confirmed_
 
 @pytest.mark.parametrize("name", TAMPERED)
 def test_deleted_row_of_the_record_is_found_where_it_was(
-    shared_play: AuditedPlay, entries: tuple[list[bytes], list[bytes]], name: str
+    shared_play: AuditedPlay,
+    entries: tuple[list[bytes], list[bytes]],
+    name: str,
+    record_property: Told,
 ) -> None:
     table, chance = TAMPERED[name], random.Random(name)
 
@@ -361,6 +372,7 @@ def test_deleted_row_of_the_record_is_found_where_it_was(
         connection.execute(sa.delete(table).where(named(table, row)))
         return where
 
+    record_property("tried", PLACES)
     for _ in range(PLACES):
         faults, where = faults_after(shared_play, entries, drop)
         assert any(fault.where.startswith(where) for fault in faults), f"{where}: {faults[:3]}"
@@ -380,7 +392,10 @@ MOVED: Final = {
 
 @pytest.mark.parametrize("name", MOVED)
 def test_inserted_row_of_the_record_is_found_where_it_is(
-    shared_play: AuditedPlay, entries: tuple[list[bytes], list[bytes]], name: str
+    shared_play: AuditedPlay,
+    entries: tuple[list[bytes], list[bytes]],
+    name: str,
+    record_property: Told,
 ) -> None:
     table, key, chance = TAMPERED[name], MOVED[name], random.Random(name)
 
@@ -398,6 +413,7 @@ def test_inserted_row_of_the_record_is_found_where_it_is(
         connection.execute(sa.insert(table).values(values))
         return place_of(connection, table, SimpleNamespace(**values))
 
+    record_property("tried", PLACES)
     for _ in range(PLACES):
         faults, where = faults_after(shared_play, entries, put)
         assert any(fault.where.startswith(where) for fault in faults), f"{where}: {faults[:3]}"
@@ -405,7 +421,10 @@ def test_inserted_row_of_the_record_is_found_where_it_is(
 
 @pytest.mark.parametrize("name", ["inputs", "position_changes", "standings", "final_standings"])
 def test_reordered_rows_of_the_record_are_found_where_they_are(
-    shared_play: AuditedPlay, entries: tuple[list[bytes], list[bytes]], name: str
+    shared_play: AuditedPlay,
+    entries: tuple[list[bytes], list[bytes]],
+    name: str,
+    record_property: Told,
 ) -> None:
     """Two rows of one tournament change places: all but what they are found by."""
     table, chance = TAMPERED[name], random.Random(name)
@@ -426,6 +445,7 @@ def test_reordered_rows_of_the_record_are_found_where_they_are(
             connection.execute(sa.update(table).where(named(table, row)).values(values))
         return place_of(connection, table, one)
 
+    record_property("tried", PLACES)
     for _ in range(PLACES):
         faults, where = faults_after(shared_play, entries, swap)
         assert any(fault.where.startswith(where) for fault in faults), f"{where}: {faults[:3]}"
@@ -543,10 +563,12 @@ def test_board_that_a_hand_has_changed_is_found(
     redis_play: tuple[AuditedPlay, RedisBoard, Any],
     entries: tuple[list[bytes], list[bytes]],
     tamper: Callable[[Any, random.Random, str], None],
+    record_property: Told,
 ) -> None:
     play, board, store = redis_play
     inputs, changes = play.entries(WAGERS), play.entries(POSITION_CHANGES)
     chance = random.Random(tamper.__name__)
+    record_property("tried", PLACES)
     done = 0
     while done < PLACES:
         name = TournamentId(f"t{chance.randrange(4)}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -315,7 +315,7 @@ def _pieces(file: FilePath) -> Iterator[bytes]:
 
 @pytest.mark.timeout(400)
 def test_search_finds_what_the_docs_say_is_kept_and_nothing_else(
-    tmp_path: FilePath, players: Players
+    tmp_path: FilePath, players: Players, record_property: Callable[[str, object], None]
 ) -> None:
     with stack(tmp_path, players) as path:
         life = Life(path)
@@ -331,6 +331,7 @@ def test_search_finds_what_the_docs_say_is_kept_and_nothing_else(
         redis.Redis.from_url(path.settings["REDIS_URL"]).bgrewriteaof()
         time.sleep(1)
         after = Search(path, life.player.traces()).everywhere()
+        record_property("tried", len(after.looked_at))
         unexpected = {p: told[:3] for p, told in after.found.items() if p not in kept}
         assert not unexpected
         frame = str(life.last_frame(life.past))
