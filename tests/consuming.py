@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,15 +21,24 @@ from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_progress import RedisProgress
+from leaderboard.adapters.redis_watches import RedisWatches
 from leaderboard.adapters.sql_engine import connect as connect_database
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.adapters.sql_snapshot import SqlSnapshots
 from leaderboard.errors import TransientError
-from leaderboard.events import WAGERS
+from leaderboard.events import WAGERS, Event
 from leaderboard.fold import LogEntry
+from leaderboard.fraud import Piece, Watch
+from leaderboard.fraud_ports import Watched, Watches
 from leaderboard.hosts.kafka import Assignment, Batch, ReplayError
 from leaderboard.model import Offset, PositionChange, TournamentId
-from leaderboard.ports import Board, Directory, Outgoing, Progress, Summary
+from leaderboard.ports import (
+    Board,
+    Directory,
+    Outgoing,
+    Progress,
+    Summary,
+)
 from logs import LOG, TOMBSTONE_KEY
 from ports import Countdown, Interrupted, RestoredErasures
 
@@ -116,20 +126,66 @@ class MemoryDirectory:
         self._shown.pop(tournament_id, None)
 
 
+class MemoryWatches:
+    """`fraud_ports.Watches` in this process. What it gives went through JSON."""
+
+    def __init__(self) -> None:
+        self._kept: dict[TournamentId, tuple[str, Offset, str, list[Piece]]] = {}
+
+    def read(self, tournament_id: TournamentId) -> Watched | None:
+        if tournament_id not in self._kept:
+            return None
+        log_id, offset, plain, pieces = self._kept[tournament_id]
+        return Watched(log_id, offset, json.loads(plain), list(pieces))
+
+    def append(
+        self, tournament_id: TournamentId, after: Offset, offset: Offset, pieces: Sequence[Piece]
+    ) -> bool:
+        if tournament_id not in self._kept:
+            return False
+        log_id, stands, plain, before = self._kept[tournament_id]
+        if stands == after:
+            self._kept[tournament_id] = (log_id, offset, plain, [*before, *pieces])
+        return stands in (after, offset)
+
+    def replace(
+        self,
+        tournament_id: TournamentId,
+        log_id: str,
+        after: Offset | None,
+        offset: Offset,
+        watch: Watch,
+    ) -> bool:
+        kept = self._kept.get(tournament_id)
+        if (None if kept is None else kept[1]) != after:
+            return False
+        self._kept[tournament_id] = (log_id, offset, json.dumps(watch.plain()), [])
+        return True
+
+
 class TornFeed:
     """`ports.Feed` whose position changes may be cut off between any two of them."""
 
     def __init__(self) -> None:
         self.changes: list[PositionChange] = []
+        self.alerts: list[Event] = []
         self.countdown = Countdown(0)
 
     def publish(self, outgoing: Sequence[Outgoing]) -> Mapping[int, Offset]:
         raise AssertionError("on-wager publishes nothing else")
 
-    def begin_changes(self, changes: Sequence[PositionChange], taken_in_ms: int = 0) -> int:
+    def begin_changes(
+        self,
+        changes: Sequence[PositionChange],
+        taken_in_ms: int = 0,
+        alerts: Sequence[Event] = (),
+    ) -> int:
         for change in changes:
             self.countdown.step()
             self.changes.append(change)
+        for alert in alerts:
+            self.countdown.step()
+            self.alerts.append(alert)
         return 0
 
     def confirm_changes(self, begun: int) -> None:
@@ -155,6 +211,7 @@ class Ports:
     directory: Directory
     progress: Progress
     feed: TornFeed = field(default_factory=TornFeed)
+    watches: Watches = field(default_factory=MemoryWatches)
     engine: sa.Engine = field(default_factory=empty_record)
     """Of the record: one that has read nothing of the log yet."""
     erasures: Any = field(default_factory=RestoredErasures)
@@ -174,7 +231,9 @@ def memory_ports() -> Ports:
 
 def redis_ports(client: redis.Redis) -> Ports:
     board = RedisBoard(client, TOMBSTONE_KEY, REMEMBERED)
-    return Ports(board, RedisDirectory(client), RedisProgress(client))
+    ports = Ports(board, RedisDirectory(client), RedisProgress(client))
+    ports.watches = RedisWatches(client)
+    return ports
 
 
 @dataclass
@@ -296,15 +355,16 @@ def maker(
     ports.feed.countdown = steps
 
     def make() -> Any:
-        board, directory, progress = (
-            Interrupted(one, steps) for one in (ports.board, ports.directory, ports.progress)
+        board, directory, progress, watches = (
+            Interrupted(one, steps)
+            for one in (ports.board, ports.directory, ports.progress, ports.watches)
         )
         given = on_wager.main.Ports(
             board, directory, progress, ports.feed, ports.erasures, ports.record, ports.snapshots
         )
         ticking = itertools.count(0, 10)
         losses = (of or on_wager.main.Losses)(given, lambda: float(next(ticking)))
-        return on_wager.main.OnWager(given, losses)
+        return on_wager.main.OnWager(given, losses, on_wager.main.Suspicions(watches))
 
     return make
 

@@ -40,8 +40,14 @@ class MemoryFeed:
                 self._on_publish(one.topic, entry)
         return offsets
 
-    def begin_changes(self, changes: Sequence[PositionChange], taken_in_ms: int = 0) -> int:
+    def begin_changes(
+        self,
+        changes: Sequence[PositionChange],
+        taken_in_ms: int = 0,
+        alerts: Sequence[ev.Event] = (),
+    ) -> int:
         self.publish_changes(changes)
+        self.publish([Outgoing(ev.FRAUD_ALERTS, one) for one in alerts])
         return 0
 
     def confirm_changes(self, begun: int) -> None:

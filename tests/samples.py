@@ -49,6 +49,10 @@ DATA: dict[str, dict[str, Any]] = {
         **{"tournament_id": "t1", "player_id": "alice", "rule": "velocity"},
         "evidence": {"wagers": 140},
     },
+    "fraud.reviewed": {
+        **{"tournament_id": "t1", "alert_id": "t1/7/velocity", "decision": "confirmed"},
+        "decided_by": "olga",
+    },
     "connection.decided": {
         **{"tournament_id": "t1", "player_id": None, "allowed": False, "reason": "no token"},
         "address": "203.0.113.9",

@@ -43,6 +43,7 @@ from leaderboard.codec import data_as_kept, decode_kafka
 from leaderboard.errors import SettingsError, TransientError
 from leaderboard.events import (
     CONNECTIONS,
+    FRAUD_ALERTS,
     GDPR_EVENTS,
     POSITION_CHANGES,
     WAGERS,
@@ -74,7 +75,7 @@ from leaderboard.settings import (
 from leaderboard.wiring import log_stores_of, signer_of
 
 NAME = "archive"
-OURS = (CONNECTIONS, GDPR_EVENTS)
+OURS = (FRAUD_ALERTS, CONNECTIONS, GDPR_EVENTS)
 """Topics that nobody else reads: what can't be read there is ours to bury; elsewhere the topic's
 owner does."""
 LETTERS = tuple(map(dead_letter_topic, (WAGERS, POSITION_CHANGES, *OURS)))
@@ -174,6 +175,8 @@ class Archivist:
                 self._fold(batch)
             case "position-changes":
                 self._archive.keep_changes(place, log_id, batch.entries, upto)
+            case "fraud-alerts":
+                self._archive.keep_alerts(place, log_id, batch.entries, upto)
             case "connections":
                 self._archive.keep_attempts(place, log_id, batch.entries, upto)
             case "gdpr-events":

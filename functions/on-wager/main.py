@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from losses import Losses, Owned, Ports
+from suspicions import Suspicions
 
 from leaderboard import telemetry
 from leaderboard.adapters import sql_engine, sql_migrations
@@ -33,6 +34,7 @@ from leaderboard.adapters.redis_client import check, connect
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.adapters.redis_progress import RedisProgress
+from leaderboard.adapters.redis_watches import RedisWatches
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.adapters.sql_snapshot import SqlSnapshots
 from leaderboard.errors import (
@@ -42,7 +44,7 @@ from leaderboard.errors import (
     SettingsError,
     TransientError,
 )
-from leaderboard.events import WAGERS, PlayerErased
+from leaderboard.events import WAGERS, Event, PlayerErased
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused, ReplayError
@@ -57,6 +59,7 @@ from leaderboard.ports import (
 from leaderboard.settings import (
     ConsumerSettings,
     DatabaseSettings,
+    DetectionSettings,
     EventSettings,
     KafkaSettings,
     RedisSettings,
@@ -115,13 +118,16 @@ class _Work:
 class OnWager:
     """The function. Safe to repeat with any batch, and to kill between any two lines."""
 
-    def __init__(self, ports: Ports, losses: Losses | None = None) -> None:
+    def __init__(
+        self, ports: Ports, losses: Losses | None = None, suspicions: Suspicions | None = None
+    ) -> None:
         self._board = ports.board
         self._directory = ports.directory
         self._progress = ports.progress
         self._feed = ports.feed
         self._erasures = ports.erasures
         self._losses = losses or Losses(ports)
+        self._suspicions = suspicions
         self._owned: dict[Place, Owned] = {}
         self._work: dict[tuple[Place, Offset], _Work] = {}
         self._told: dict[TournamentId, Offset] = {}
@@ -130,10 +136,14 @@ class OnWager:
     def assigned(self, assignment: Assignment) -> Offset | None:
         owned, start = self._losses.take_over(assignment)
         self._owned[assignment.place] = owned
+        if self._suspicions is not None:
+            self._suspicions.leave(assignment.log_id)
         return start
 
     def revoked(self, place: Place) -> None:
-        self._owned.pop(place, None)
+        owned = self._owned.pop(place, None)
+        if owned is not None and self._suspicions is not None:
+            self._suspicions.leave(owned.log_id)
 
     def begin(self, batch: Batch) -> None:
         """Send one partition's batch to the boards, in order, tournament by tournament."""
@@ -177,7 +187,8 @@ class OnWager:
             raise self._replay(owned, batch, behind) from None
         work.is_joined = True
         self._told = {
-            call.tournament_id: call.applied.offset
+            # Not beyond this batch: of the next one more is asked than its changes.
+            call.tournament_id: min(call.applied.offset, call.entries[-1].offset)
             for call in work.calls
             if call.applied is not None and call.applied.offset is not None
         }
@@ -221,16 +232,21 @@ class OnWager:
 
     def handle(self, batch: Batch) -> Sequence[Refused]:
         """Emit what the boards told."""
-        work = self._work[_name_of(batch)]
+        work, log_id = self._work[_name_of(batch)], batch.log_id
         refused: list[Refused] = []
         changes: list[PositionChange] = []
+        alerts: list[Event] = []
         for call in work.calls:
             if call.applied is None:
                 raise AssertionError("a batch is joined before it is handled")
             changes += call.applied.unconfirmed
             refused += refusals(call.entries, call.applied)
             record_dispositions(call.tournament_id, call.entries, call.applied)
-        work.emitting = self._feed.begin_changes(changes, taken_in_ms(work.calls))
+            if self._suspicions is not None:
+                alerts += self._suspicions.look(
+                    log_id, call.tournament_id, call.entries, call.applied
+                )
+        work.emitting = self._feed.begin_changes(changes, taken_in_ms(work.calls), alerts)
         return refused
 
     def settle(self, batch: Batch) -> None:
@@ -242,6 +258,8 @@ class OnWager:
         last = Offset(batch.next_offset - 1)
         known = owned.advanced
         named = [call.tournament_id for call in work.calls]
+        if self._suspicions is not None:
+            self._suspicions.keep(named)
         boards = {t: owned.applied[t] for t in named if t in owned.applied}
         stood = self._progress.advance(batch.log_id, batch.partition, known, last, boards)
         if known is not None and (stood is None or stood < known):
@@ -266,6 +284,8 @@ class OnWager:
         work = self._work.pop(_name_of(batch), None)
         for call in () if work is None else work.calls:
             call.abandon()
+            if self._suspicions is not None:
+                self._suspicions.forget([call.tournament_id])
 
     def safe(self, place: Place, next_offset: Offset) -> Offset:
         return next_offset
@@ -353,6 +373,7 @@ def consume() -> None:
     kafka, consumer = load(KafkaSettings, os.environ), load(ConsumerSettings, os.environ)
     redis, tombstones = load(RedisSettings, os.environ), load(TombstoneSettings, os.environ)
     database = load(DatabaseSettings, os.environ)
+    detection = load(DetectionSettings, os.environ)
     tracing = tracing_of(NAME, load(TracingSettings, os.environ))
     telemetry.log_json()
     client = FirstUse(lambda: connect(redis.url))
@@ -371,7 +392,8 @@ def consume() -> None:
             record=SqlRecord(engine),
             snapshots=SqlSnapshots(engine),
         )
-        return OnWager(ports)
+        suspicions = Suspicions(RedisWatches(client())) if detection.is_on() else None
+        return OnWager(ports, suspicions=suspicions)
 
     ready = {"redis": lambda: check(client())}
     make = tracing.handler(function, WAGERS)

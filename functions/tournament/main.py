@@ -10,7 +10,8 @@ anew can still be ended.
 A timer event makes it write the starts and ends that are due, under ids that are the same from
 every replica, so that only the first of them counts.
 
-The schedule also says how many replicas the functions need, see `prewarm`.
+The schedule also says how many replicas the functions need, see `prewarm`. What `on-wager`
+suspects is decided here too, see `alerts`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from alerts import Queue
 from flask import Request, Response
 from prewarm import PASS_SECONDS, FloorNow, Floors, Prewarmed, PrewarmSettings, Raising
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from leaderboard import events as ev
 from leaderboard import telemetry
@@ -35,6 +37,7 @@ from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.codec import decode_kafka, encode_kafka
 from leaderboard.errors import NotFoundError, Refusal, TransientError
 from leaderboard.fold import LogEntry, Terms, decide, event_key
+from leaderboard.fraud_rules import Parameters
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import Answer, Call, HttpApp, ProblemError, Route
 from leaderboard.hosts.repeating import Repeating
@@ -50,7 +53,7 @@ from leaderboard.settings import (
     TokenSettings,
     load_or_exit,
 )
-from leaderboard.wiring import engine_of, record_of, revisions_of, tokens_of
+from leaderboard.wiring import alerts_of, engine_of, record_of, revisions_of, tokens_of
 
 SOURCE: Final = "/tournament"
 TIMER_TYPES: Final = ("io.leaderboard.timer.ticked.v1", "dev.knative.sources.ping")
@@ -111,6 +114,17 @@ class Schedule(ev.TournamentScheduled):
     """A schedule as operators give it: wishes that nobody understands are refused here."""
 
     prewarm: Wishes | None = None
+
+    @model_validator(mode="after")
+    def _rules_of_fraud_are_understood(self) -> Schedule:
+        given = (self.rules.model_extra or {}).get("fraud")
+        try:
+            Parameters.model_validate({} if given is None else given)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(("rules", "fraud", *map(str, fault["loc"])))
+            raise ValueError(f"{where}: {fault['msg']}") from None
+        return self
 
 
 class Scheduled(Written):
@@ -191,7 +205,10 @@ def _write(call: Call, ports: Ports, data: ev.Data) -> tuple[Written, Terms | No
     """What was written, and the terms that the fold makes of it as things stand."""
     event_id = call.headers.get("Idempotency-Key") or str(uuid.uuid4())
     event = ev.Event(event_id, SOURCE, _now_ms(), data)
-    event = event._replace(subject=event.player_id)
+    return _put(event._replace(subject=event.player_id), ports)
+
+
+def _put(event: ev.Event, ports: Ports) -> tuple[Written, Terms | None]:
     decode_kafka(encode_kafka(event, ev.WAGERS))  # refuses what no reader of the log could read
     tournament_id = event.tournament_id
     if tournament_id is None:
@@ -199,7 +216,7 @@ def _write(call: Call, ports: Ports, data: ev.Data) -> tuple[Written, Terms | No
     terms = _checked(event, _terms(tournament_id, ports))
     offset = ports.feed.publish([Outgoing(ev.WAGERS, event)])[0]
     _wait_until_shown(ports, tournament_id, offset)
-    return Written(event_id=event_id, offset=offset), terms
+    return Written(event_id=event.id, offset=offset), terms
 
 
 def _terms(tournament_id: TournamentId, ports: Ports) -> Terms | None:
@@ -396,6 +413,8 @@ _engine = engine_of(_database_settings)
 _record = record_of(_engine)
 _reads = FirstUse(lambda: Reads(_board, lambda: RedisDirectory(_client()), _record))
 ports = FirstUse(lambda: Ports(_reads(), _feed()))
+alerts = alerts_of(_engine)
+queue = Queue(alerts, lambda: ports().feed, lambda event: _put(event, ports()))
 tokens = tokens_of(_token_settings)
 _timer_settings = load_or_exit(TimerSettings, os.environ)
 _prewarm_settings = load_or_exit(PrewarmSettings, os.environ)
@@ -411,7 +430,7 @@ raiser = Repeating(
 
 app = HttpApp(
     "tournament",
-    routes(ports, _timer_settings, floors),
+    [*routes(ports, _timer_settings, floors), *queue.routes()],
     tokens=tokens,
     ready={
         "redis or database": lambda: _reads().check(lambda: check(_client())),

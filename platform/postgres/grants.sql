@@ -20,7 +20,7 @@ GRANT SELECT ON alembic_version, erasure_requests, erasures, final_standings, fo
 GRANT SELECT (tournament_id, erasure_id) ON pseudonym_keys TO "erase";
 
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM "tournament";
-GRANT SELECT ON alembic_version, final_standings, players, standings, tournaments TO "tournament";
+GRANT SELECT ON alembic_version, final_standings, fraud_alerts, fraud_reviews, players, standings, tournaments TO "tournament";
 
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM "operator";
 GRANT SELECT ON alembic_version, erasures, exclusions, inputs, log_positions, players, producer_numbers, standings, terms_history, tournaments TO "operator";

@@ -266,6 +266,17 @@ class FraudSuspected(_Played):
     evidence: dict[str, Any]
 
 
+class FraudReviewed(_Data):
+    """What an operator decided about a suspicion. The last decision counts; of one that is
+    confirmed, the player is disqualified by an event of its own."""
+
+    tournament_id: Id
+    alert_id: Text
+    decision: Literal["confirmed", "dismissed"]
+    decided_by: Text
+    reason: Text | None = None
+
+
 class ConnectionDecided(_Data):
     """What `on-connect` answered, and to whom. Ids are null where none could be established."""
 
@@ -291,6 +302,7 @@ Data = (
     | TournamentCancelled
     | PositionChanged
     | FraudSuspected
+    | FraudReviewed
     | ConnectionDecided
     | GameRoundSettled
 )
@@ -319,7 +331,7 @@ TOPICS: Final[Mapping[str, Mapping[str, type[Data]]]] = {
         "tournament.cancelled": TournamentCancelled,
     },
     POSITION_CHANGES: {"position.changed": PositionChanged},
-    FRAUD_ALERTS: {"fraud.suspected": FraudSuspected},
+    FRAUD_ALERTS: {"fraud.suspected": FraudSuspected, "fraud.reviewed": FraudReviewed},
     GDPR_EVENTS: {"player.erased": PlayerErased},
     CONNECTIONS: {"connection.decided": ConnectionDecided},
     GAME_EVENTS: {"game.round.settled": GameRoundSettled},

@@ -281,8 +281,11 @@ class Feed(Protocol):
     def publish_changes(self, changes: Sequence[PositionChange]) -> None:
         """The same for position changes, in order, on the hot path."""
 
-    def begin_changes(self, changes: Sequence[PositionChange], taken_in_ms: int = 0) -> int:
-        """As `publish_changes` without waiting; a number for `confirm_changes`.
+    def begin_changes(
+        self, changes: Sequence[PositionChange], taken_in_ms: int = 0, alerts: Sequence[Event] = ()
+    ) -> int:
+        """As `publish_changes`, and `alerts` behind them to `fraud-alerts`, without waiting; a
+        number for `confirm_changes`, of both.
 
         `taken_in_ms`, if not 0, becomes the records' time: when Kafka took in the oldest event
         behind them. Whoever pushes them knows by it how long that took.

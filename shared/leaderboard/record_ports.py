@@ -159,6 +159,11 @@ class Archive(Protocol):
     ) -> int:
         """Keep position changes, each sequence of a tournament once; how many were new."""
 
+    def keep_alerts(
+        self, place: Place, log_id: str, entries: Sequence[LogEntry], next_offset: Offset
+    ) -> int:
+        """Keep suspicions, each id once, and what was decided about them; how many were new."""
+
     def keep_attempts(
         self, place: Place, log_id: str, entries: Sequence[LogEntry], next_offset: Offset
     ) -> int:

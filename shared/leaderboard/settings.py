@@ -490,6 +490,15 @@ class EventSettings(_Settings):
         return None if self.from_anyone == "on" else otherwise
 
 
+class DetectionSettings(_Settings):
+    """Whether `on-wager` looks for fraud beside its boards."""
+
+    fraud_detection: Literal["off", "on"] = Field("on", alias="FRAUD_DETECTION")
+
+    def is_on(self) -> bool:
+        return self.fraud_detection == "on"
+
+
 class OriginSettings(_Settings):
     """The web origins whose pages may call this function."""
 

@@ -32,6 +32,7 @@ LABELS: Final = {
     "(`allowed` is the good one), of a request the quota (`requests`, `connections`, "
     "`strangers`), of a concern what can't be as wanted",
     "route": "the route as declared, with its variables' names; `none` where none matched",
+    "rule": "rule of fraud detection: `rank_rise`, `velocity`, `stake_outlier`, `collusion`",
     "service": "name of a Knative Service",
     "since": "where the clock started: `event` (the event's own time), `ingest` (when Kafka took "
     "it in)",
@@ -173,6 +174,12 @@ RANK_CHANGES: Final = _counter(
     "changes",
     "Those of them in which a rank moved (else it is a score in the top 100).",
     "function",
+)
+FRAUD_ALERTS: Final = _counter(
+    "leaderboard_fraud_alerts",
+    "alerts",
+    "Suspicions found; again after a crash, under the same ids.",
+    "rule",
 )
 RETRIES: Final = _counter(
     "leaderboard_retries",

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from leaderboard.callers import Limits, Quota, Tokens
 from leaderboard.door import GuardedDoor
 from leaderboard.errors import NoteError, SettingsError
+from leaderboard.fraud_ports import Alerts
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.ports import Revisions
 from leaderboard.record_ports import Holdings, Record, Requests, Snapshots
@@ -53,6 +54,17 @@ def record_of(engine: Callable[[], Engine]) -> FirstUse[Record]:
         from leaderboard.adapters import sql_reading  # noqa: PLC0415 - see above
 
         return sql_reading.opened(engine())
+
+    return FirstUse(make)
+
+
+def alerts_of(engine: Callable[[], Engine]) -> FirstUse[Alerts]:
+    """The operators' queue of suspicions."""
+
+    def make() -> Alerts:
+        from leaderboard.adapters import sql_reading  # noqa: PLC0415 - see above
+
+        return sql_reading.opened_alerts(engine())
 
     return FirstUse(make)
 

@@ -30,7 +30,7 @@ from leaderboard.adapters.sql_engine import connect as connect_sql
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.adapters.sql_snapshot import SqlSnapshots
 from leaderboard.errors import LeaderboardError, Refusal, RefusedError, TransientError
-from leaderboard.events import WAGERS
+from leaderboard.events import WAGERS, Event
 from leaderboard.fold import LogEntry
 from leaderboard.hosts.kafka import Assignment, Batch, KafkaHost, Refused, ReplayError
 from leaderboard.model import Offset, Place, PositionChange, TournamentId
@@ -87,7 +87,12 @@ class Feed:
     def publish(self, outgoing: Sequence[Outgoing]) -> dict[int, Offset]:
         raise AssertionError("on-wager publishes nothing else")
 
-    def begin_changes(self, changes: Sequence[PositionChange], taken_in_ms: int = 0) -> int:
+    def begin_changes(
+        self,
+        changes: Sequence[PositionChange],
+        taken_in_ms: int = 0,
+        alerts: Sequence[Event] = (),
+    ) -> int:
         if self.dies:
             raise KilledError
         self.changes += changes

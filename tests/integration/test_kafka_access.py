@@ -205,7 +205,8 @@ def text_of(name: str) -> str:
     over_http = folder / "intake.py"
     if over_http.exists() and function.target is not None:
         return over_http.read_text("utf-8")
-    return "\n".join(one.read_text("utf-8") for one in sorted(folder.glob("*.py")))
+    files = sorted(path for path in folder.glob("*.py") if path != over_http)
+    return "\n".join(path.read_text("utf-8") for path in files)
 
 
 def constant(name: str) -> str:
@@ -239,7 +240,7 @@ def test_consumer_may_read_and_write_what_it_reads_and_writes(name: str) -> None
     else:
         reads = {constant(read)}
         letters = {ev.dead_letter_topic(constant(read))}
-    changes = {ev.POSITION_CHANGES} if "begin_changes(" in text else set()
+    changes = {ev.POSITION_CHANGES, ev.FRAUD_ALERTS} if "begin_changes(" in text else set()
     rights = KAFKA[name]
     assert rights.reads == reads
     assert rights.writes == letters | changes

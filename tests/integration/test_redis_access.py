@@ -33,7 +33,9 @@ from leaderboard.adapters.redis_entrance import RedisEntrance
 from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.adapters.redis_limits import RedisLimits, key_of
 from leaderboard.adapters.redis_progress import RedisProgress
+from leaderboard.adapters.redis_watches import RedisWatches
 from leaderboard.callers import Quota
+from leaderboard.fraud import Piece, Watch
 from leaderboard.model import Offset
 from leaderboard.ports import Grant, Summary
 from leaderboard.stack.access_redis import (
@@ -76,6 +78,7 @@ def stores(client: RedisClient) -> SimpleNamespace:
         erasures=RedisErasures(client, TOMBSTONE_KEY),
         entrance=RedisEntrance(client, TOMBSTONE_KEY, lambda: START_MS),
         limits=RedisLimits(client),
+        watches=RedisWatches(client),
     )
 
 
@@ -207,6 +210,17 @@ def puts(s: SimpleNamespace, admin: SimpleNamespace) -> None:
     s.directory.put(Summary(T, admin.board.top(T, 1).terms))
 
 
+def replaces(s: SimpleNamespace, admin: SimpleNamespace) -> None:
+    admin.client.script_flush()
+    assert s.watches.replace(T, LOG, None, Offset(5), Watch())
+
+
+def appends(s: SimpleNamespace, admin: SimpleNamespace) -> None:
+    admin.watches.replace(T, LOG, None, Offset(5), Watch())
+    admin.client.script_flush()
+    assert s.watches.append(T, Offset(5), Offset(6), [Piece((), ())])
+
+
 DRIVES: Final[dict[str, Callable[[Any, Any], object]]] = {
     "board.apply": applies,
     "board.restore": restores,
@@ -249,6 +263,9 @@ DRIVES: Final[dict[str, Callable[[Any, Any], object]]] = {
     "entrance.enter": lambda s, a: (s.entrance.enter(grant(1)), s.entrance.enter(grant(2))),
     "erasures.pending": pends,
     "limits.begin": counts,
+    "watches.read": lambda s, a: s.watches.read(T),
+    "watches.append": appends,
+    "watches.replace": replaces,
 }
 
 
@@ -310,7 +327,7 @@ def run(name: str, url: str, as_admin: SimpleNamespace) -> list[list[str]]:
 
 # --- the functions' own text ---------------------------------------------------------------------
 
-PORTS: Final = ("board", "directory", "progress", "erasures", "connections", "entrance")
+PORTS: Final = ("board", "directory", "progress", "erasures", "connections", "entrance", "watches")
 SAME: Final = {"board.begin": "board.apply", "board.around": "board.player"}
 JOINED: Final = {
     "reads.top": {"board.top", "directory.find"},

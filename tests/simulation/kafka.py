@@ -17,7 +17,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from leaderboard.adapters.kafka_feed import change_record
 from leaderboard.codec import encode_kafka
 from leaderboard.errors import TransientError
-from leaderboard.events import Record
+from leaderboard.events import FRAUD_ALERTS, Event, Record
 from leaderboard.model import Offset, Place, PositionChange
 from leaderboard.partitioning import partition_of
 from leaderboard.ports import Outgoing
@@ -107,10 +107,16 @@ class Feed:
     def publish(self, outgoing: Sequence[Outgoing]) -> Mapping[int, Offset]:
         return dict(enumerate(self._send(encode_kafka(o.event, o.topic) for o in outgoing)))
 
-    def begin_changes(self, changes: Sequence[PositionChange], taken_in_ms: int = 0) -> int:
-        for change in changes:
+    def begin_changes(
+        self,
+        changes: Sequence[PositionChange],
+        taken_in_ms: int = 0,
+        alerts: Sequence[Event] = (),
+    ) -> int:
+        records = [encode_kafka(one, FRAUD_ALERTS) for one in alerts]
+        for record in [*map(change_record, changes), *records]:
             self._effect("kafka")
-            self._cluster.append(change_record(change))
+            self._cluster.append(record)
         return 0
 
     def confirm_changes(self, begun: int) -> None:

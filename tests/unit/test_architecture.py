@@ -25,6 +25,7 @@ CORE = {
 CORE |= {"errors", "frames", "audit", "partitioning", "dead_letters", "record_ports", "prewarming"}
 CORE |= {"audit_leaves", "callers"}
 CORE |= {"audit_replay", "audit_accounts", "audit_record", "audit_boards", "audit_rebuild"}
+CORE |= {"fraud", "fraud_rules", "fraud_ports"}
 LEAVES = {"settings", "telemetry"}
 JOINING = {"door", "guard", "reads", "rebuild"}
 """What several functions make of several ports; they know no adapter."""

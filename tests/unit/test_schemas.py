@@ -67,6 +67,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     *(("player.joined", {"display_name": bad}) for bad in ("", "a\nb", "x" * 65)),
     ("position.changed", {"new_rank": 0}),
     ("fraud.suspected", {"evidence": []}),
+    ("fraud.reviewed", {"decision": "maybe"}),
     ("connection.decided", {"allowed": "yes"}),
 ]
 

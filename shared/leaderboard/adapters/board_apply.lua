@@ -255,6 +255,8 @@ local function applied(base)
   return score(base, player, op == ADJUST)
 end
 
+local REASONS = {D = 'duplicate', E = 'player_erased', Q = 'player_disqualified',
+  J = 'not_joined', R = 'score_out_of_range'}
 local codes = {}
 for i = 1, steps do
   local base = (i - 1) * STRIDE
@@ -266,9 +268,9 @@ for i = 1, steps do
     if code == 'A' then
       remember(STEPS[base + 4], STEPS[base + 13], STEPS[base + 9], i)
       sequence = math.max(sequence, STEPS[base + 1])
-    elseif code == 'R' then
+    else
       refusals[#refusals + 1] = STEPS[base + 1]
-      refusals[#refusals + 1] = 'score_out_of_range'
+      refusals[#refusals + 1] = REASONS[code]
     end
   end
 end

@@ -21,8 +21,10 @@ from leaderboard import telemetry
 from leaderboard.codec import JSON_TYPE, encode_kafka
 from leaderboard.errors import TransientError
 from leaderboard.events import (
+    FRAUD_ALERTS,
     POSITION_CHANGES,
     POSITION_SOURCE,
+    Event,
     PositionChanged,
     Record,
     format_time_ms,
@@ -95,13 +97,23 @@ class KafkaFeed:
         """As the port says. For one thread at a time, like `begin_changes` and `send`."""
         self.confirm_changes(self.begin_changes(changes))
 
-    def begin_changes(self, changes: Sequence[PositionChange], taken_in_ms: int = 0) -> int:
+    def begin_changes(
+        self,
+        changes: Sequence[PositionChange],
+        taken_in_ms: int = 0,
+        alerts: Sequence[Event] = (),
+    ) -> int:
         """As the port says."""
         if self._begun > self._confirmed:
             self._confirm(self._deadline())
+        if alerts:
+            records = [encode_kafka(one, FRAUD_ALERTS) for one in alerts]
+        if changes:
+            self._begin(changes, change_parts, self._deadline(), taken_in_ms)
+        if alerts:
+            self._begin(records, _parts_of, self._deadline())
         if not changes:
-            return self._confirmed
-        self._begin(changes, change_parts, self._deadline(), taken_in_ms)
+            return self._begun
         telemetry.POSITION_CHANGES.labels("on-wager").inc(len(changes))
         moved = [one for one in changes if one.old_rank != one.new_rank]
         telemetry.RANK_CHANGES.labels("on-wager").inc(len(moved))

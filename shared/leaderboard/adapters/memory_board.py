@@ -32,7 +32,7 @@ class _Kept:
     terms: Terms
     offset: Offset
     changes: list[PositionChange] = field(default_factory=list)
-    refusals: dict[Offset, Refusal] = field(default_factory=dict)
+    refusals: dict[Offset, Disposition | Refusal] = field(default_factory=dict)
     expires_at_ms: int | None = None
 
 
@@ -136,7 +136,7 @@ class MemoryBoard:
             if applied.change is not None:
                 kept.changes.append(applied.change)
             verdict = applied.verdict
-        if isinstance(verdict, Refusal):
+        if verdict is not Disposition.APPLIED:
             kept.refusals[entry.offset] = verdict
         return verdict
 

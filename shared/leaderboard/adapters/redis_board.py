@@ -19,7 +19,7 @@ from leaderboard.adapters.memory_board import told_again
 from leaderboard.adapters.redis_client import Command, RedisClient, transient
 from leaderboard.adapters.redis_restore import RedisRestore
 from leaderboard.adapters.redis_scripts import Script, Sent, foreign, keys_of, text_of
-from leaderboard.adapters.redis_steps import VERDICTS, changes_of, step_of
+from leaderboard.adapters.redis_steps import REASONS, VERDICTS, changes_of, step_of
 from leaderboard.errors import BoardBehindError, Refusal
 from leaderboard.fold import LogEntry, Terms, decide
 from leaderboard.model import (
@@ -166,6 +166,8 @@ class RedisBoard:
             verdict = decision.verdict
             if isinstance(verdict, Disposition):
                 folded.verdicts.append(verdict)
+                if verdict is not Disposition.APPLIED:
+                    folded.refused += (entry.offset, verdict.value)
             elif isinstance(verdict, Refusal):
                 folded.verdicts.append(verdict)
                 folded.refused += (entry.offset, verdict.value)
@@ -199,12 +201,12 @@ class RedisBoard:
             raise AssertionError("the script answered for a board without terms")
         self._terms[tournament_id] = folded.terms
         changes: list[PositionChange] = []
-        refusals: dict[int, Refusal] = {}
+        refusals: dict[int, Disposition | Refusal] = {}
         for chunk in chunks:
             packed_changes, packed_refusals = msgpack.unpackb(chunk[8:], raw=True)
             changes += changes_of(tournament_id, packed_changes, confirmed)
             for i in range(0, len(packed_refusals), 2):
-                refusals[packed_refusals[i]] = Refusal(packed_refusals[i + 1].decode())
+                refusals[packed_refusals[i]] = REASONS[packed_refusals[i + 1].decode()]
         verdicts: list[Disposition | Refusal]
         if entries and len(codes) == len(entries) and entries[0].offset > before:
             verdicts = [VERDICTS[code] for code in codes]

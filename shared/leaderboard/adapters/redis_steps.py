@@ -40,6 +40,10 @@ VERDICTS: Final[dict[int, Disposition | Refusal]] = {
     ord("S"): Disposition.SKIPPED,
 }
 """By the byte that the script answers for a step."""
+REASONS: Final[dict[str, Disposition | Refusal]] = {
+    one.value: one for one in (*Disposition, *Refusal)
+}
+"""By the word that the outbox holds for an event that does not count."""
 _CHANGE_FIELDS: Final = 11
 
 

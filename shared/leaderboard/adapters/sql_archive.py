@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from leaderboard import events as ev
 from leaderboard.adapters import sql_schema as tables
+from leaderboard.adapters.sql_alerts import forget_alerts, keep_alerts
 from leaderboard.adapters.sql_engine import find, insert, reading, update, writing
 from leaderboard.adapters.sql_erasure import (
     NO_HEADERS,
@@ -157,6 +158,14 @@ class SqlArchive:
         )
         return {marks[no, bytes(mark)]: erased_name(bytes(mark)) for no, mark in found}
 
+    def keep_alerts(
+        self, place: Place, log_id: str, entries: Sequence[LogEntry], next_offset: Offset
+    ) -> int:
+        with writing(self._engine) as connection:
+            fresh = _fresh(connection, place, log_id, entries, next_offset)
+            hold_marks(connection)
+            return keep_alerts(connection, fresh, self._key)
+
     def keep_attempts(
         self, place: Place, log_id: str, entries: Sequence[LogEntry], next_offset: Offset
     ) -> int:
@@ -209,6 +218,7 @@ class SqlArchive:
                 connection,
                 {erasure_id_of(self._key, one): (one, at_ms) for one, at_ms in requested.items()},
             )
+            forget_alerts(connection, requested, self._key)
         return len(fresh)
 
     # looking back at the fold

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from leaderboard.adapters import sql_migrations
+from leaderboard.adapters.sql_alerts import SqlAlerts
 from leaderboard.adapters.sql_holdings import SqlHoldings
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.adapters.sql_requests import SqlRequests
@@ -30,6 +31,12 @@ def holdings_in(engine: sa.Engine) -> SqlHoldings:
     """What this database holds on players. Raises as `opened`."""
     _check(engine)
     return SqlHoldings(engine)
+
+
+def opened_alerts(engine: sa.Engine) -> SqlAlerts:
+    """The operators' queue in this database. Raises as `opened`."""
+    _check(engine)
+    return SqlAlerts(engine)
 
 
 def _check(engine: sa.Engine) -> None:

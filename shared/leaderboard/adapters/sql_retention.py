@@ -119,6 +119,8 @@ _OF_ID: Final = (
     tables.told_changes,
     tables.pseudonym_keys,
     tables.pseudonym_ends,
+    tables.fraud_reviews,
+    tables.fraud_alerts,
 )
 
 

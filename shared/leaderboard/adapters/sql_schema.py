@@ -336,5 +336,34 @@ audit_heads = Table(
     "set back, or made anew, shows",
 )
 
+fraud_alerts = Table(
+    "fraud_alerts",
+    metadata,
+    Column("alert_id", _text(192), primary_key=True),
+    Column("tournament_id", _ID, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("rule", _text(64), nullable=False),
+    Column("player_id", _ID, nullable=False),
+    Column("other_player_id", _ID),
+    Column("time_ms", BigInteger, nullable=False),
+    Column("severity_hundredths", BigInteger, nullable=False),
+    Column("evidence", UnicodeText, nullable=False),
+    comment="Suspicions, each once; other_player_id: whom its evidence names beside the "
+    "player; of who was forgotten the evidence is empty",
+)
+Index("fraud_alert_time", fraud_alerts.c.time_ms, fraud_alerts.c.alert_id)
+
+fraud_reviews = Table(
+    "fraud_reviews",
+    metadata,
+    Column("alert_id", _text(192), primary_key=True),
+    Column("tournament_id", _ID, nullable=False),
+    Column("decision", _text(16), nullable=False),
+    Column("decided_by", _text(512), nullable=False),
+    Column("decided_at_ms", BigInteger, nullable=False),
+    Column("reason", _text(512)),
+    comment="What was decided about a suspicion last",
+)
+
 PARTITIONED: Final = (inputs, position_changes, connection_attempts, dead_letters)
 """Partitioned by month where the dialect can (PostgreSQL)."""

@@ -14,6 +14,7 @@ import click
 from leaderboard.cli.api_documents import openapi
 from leaderboard.cli.audit import audit
 from leaderboard.cli.dead_letters import dlq
+from leaderboard.cli.fraud import fraud
 from leaderboard.cli.kafka_admin import acls, topics
 from leaderboard.cli.manifests import manifests
 from leaderboard.cli.observability import observability
@@ -40,7 +41,7 @@ def cli() -> None:
 
 
 _CLUSTER = (rollout, topics, acls)
-_OPERATING = (tournament, erase, record, audit, rebuild, dlq, outbox, relay, *_CLUSTER)
+_OPERATING = (tournament, fraud, erase, record, audit, rebuild, dlq, outbox, relay, *_CLUSTER)
 _WRITING = (schemas, openapi, observability, manifests)
 for command in (stack, run, token, produce, watch, trace, *_OPERATING, *_WRITING):
     cli.add_command(command)

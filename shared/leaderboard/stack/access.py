@@ -74,9 +74,15 @@ def _producer(*names: str) -> KafkaRights:
     return KafkaRights(writes=frozenset(names))
 
 
-_ARCHIVED: Final = (ev.WAGERS, ev.POSITION_CHANGES, ev.CONNECTIONS, ev.GDPR_EVENTS)
+_ARCHIVED: Final = (
+    ev.WAGERS, ev.POSITION_CHANGES, ev.FRAUD_ALERTS, ev.CONNECTIONS, ev.GDPR_EVENTS,
+)  # fmt: skip
 KAFKA: Final[Mapping[str, KafkaRights]] = {
-    "on-wager": _consumer("on-wager", {ev.WAGERS}, {ev.POSITION_CHANGES, *_letters(ev.WAGERS)}),
+    "on-wager": _consumer(
+        "on-wager",
+        {ev.WAGERS},
+        {ev.POSITION_CHANGES, ev.FRAUD_ALERTS, *_letters(ev.WAGERS)},
+    ),
     "on-wager-http": _producer(ev.WAGERS),
     "on-rank-change": _consumer(
         "on-rank-change", {ev.POSITION_CHANGES}, _letters(ev.POSITION_CHANGES)
@@ -84,12 +90,12 @@ KAFKA: Final[Mapping[str, KafkaRights]] = {
     "archive": _consumer(
         "archive",
         {*_ARCHIVED, *_letters(*_ARCHIVED)},
-        _letters(ev.CONNECTIONS, ev.GDPR_EVENTS),
+        _letters(ev.FRAUD_ALERTS, ev.CONNECTIONS, ev.GDPR_EVENTS),
     ),
     "query": KafkaRights(),
     "on-connect": _producer(ev.CONNECTIONS),
     "erase": _producer(ev.WAGERS, ev.GDPR_EVENTS),
-    "tournament": _producer(ev.WAGERS),
+    "tournament": _producer(ev.WAGERS, ev.FRAUD_ALERTS),
     # Around the platform: a game platform's outbox, and staff with `dlq` and `rebuild`.
     RELAY: _producer(ev.WAGERS),
     OPERATOR: KafkaRights(

@@ -96,6 +96,9 @@ CALLS: Final[Mapping[str, Uses]] = {
     "progress.boards": _uses("HGETALL", reads=["progress:*"]),
     "progress.advance": _uses("EVAL HGET HSET", ["progress:*"]),
     "progress.forget": _uses("HDEL", ["progress:*"]),
+    "watches.read": _uses("LRANGE", reads=_of_board("watch")),
+    "watches.append": _uses(f"{_SCRIPT} EXPIRE LINDEX RPUSH", _of_board("watch")),
+    "watches.replace": _uses(f"{_SCRIPT} DEL EXPIRE LINDEX RPUSH", _of_board("watch")),
     "erasures.begin": _uses("EVAL HEXISTS HGETALL HSET HSETNX ZADD", ["erasures:*", _PENDING]),
     "erasures.find": _uses("HGETALL", reads=["erasures:*"]),
     "erasures.mark": _uses(
@@ -136,7 +139,10 @@ _REBUILD: Final = (
 )  # fmt: skip
 _READS: Final = ("board.top", "board.player", "directory.all", "directory.find")
 CALLS_OF: Final[Mapping[str, tuple[str, ...]]] = {
-    "on-wager": (*_REBUILD, "progress.advance", "progress.boards", "progress.read"),
+    "on-wager": (
+        *_REBUILD, "progress.advance", "progress.boards", "progress.read", "watches.append",
+        "watches.read", "watches.replace",
+    ),
     "on-wager-http": ("directory.find",),
     "on-rank-change": (
         "board.scores_at", "board.top", "connections.is_spread", "connections.live",

@@ -3,8 +3,9 @@
 The owner makes and changes the schema and, daily, the months' tables (`leaderboard record upgrade`
 does both); nobody else makes or drops anything. Functions that only read
 the record can't change it, and none of them reads what stands beside it: who asked for sockets and
-from where, what was refused, what readers were told. But for two: `query` reads all that is held on
-a player, for the player; `erase` ends the requests to forget that it has done.
+from where, what was refused, what readers were told. But for three: `query` reads all that is held
+on a player, for the player; `erase` ends the requests to forget that it has done; `tournament`
+reads who is suspected of what, for those who decide.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ READS: Final[Mapping[str, frozenset[str]]] = {
     "query": _SHOWN | _HELD,
     "on-connect": frozenset({"tournaments", "forgotten_players"}),
     "erase": _SHOWN | {"erasures", "erasure_requests", "forgotten_players", "pseudonym_ends"},
-    "tournament": _SHOWN,
+    "tournament": _SHOWN | {"fraud_alerts", "fraud_reviews"},
     "operator": _REBUILT,
 }
 """Tables by role; each also reads which version the schema has."""

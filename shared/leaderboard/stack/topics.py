@@ -36,6 +36,7 @@ _DEAD_LETTER_DAYS: Final = 14
 READ_BY_US: Final = (
     ev.WAGERS,
     ev.POSITION_CHANGES,
+    ev.FRAUD_ALERTS,
     ev.GDPR_EVENTS,
     ev.CONNECTIONS,
     ev.GAME_EVENTS,

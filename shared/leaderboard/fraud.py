@@ -1,0 +1,447 @@
+"""Suspicions: a pure fold over what counted in one tournament's log.
+
+Four rules, declared in `fraud_rules` with their numbers. Each is a few lines over what its players
+did lately, so a reviewer can check it by hand. No clock and no chance: time is the event's, order
+is the log's, and what is forgotten is forgotten by the log's order too. So whoever folds the same
+log comes to the same suspicions, with the same ids, and may have begun with what another one had
+come to (`Watch.plain`).
+
+A suspicion changes nothing. An operator decides, and that is an event in the log.
+
+What is remembered is bounded for each tournament, see `PLAYERS`, `KEYS`, `PAIRS`, `LONGEST_CLIMB`:
+each table has two generations, and when the newer one is full the older one is forgotten. A
+player who is forgotten so is a new one when they come again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import exp, log, log2, sqrt
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from leaderboard.fraud_rules import (
+    DEFAULTS,
+    RULES,
+    Collusion,
+    Parameters,
+    RankRise,
+    StakeOutlier,
+    Velocity,
+    parameters_of,
+)
+from leaderboard.model import TOP_VISIBLE, Offset, PlayerId, TournamentId
+
+PLAYERS: Final = 20_000
+"""Players of one generation: those of the latest so many stay known, at most twice as many."""
+KEYS: Final = 4_096
+"""Games with a stake, whose last player is remembered, of one generation."""
+PAIRS: Final = 4_096
+"""Candidates for collusion of one generation."""
+LONGEST_CLIMB: Final = 64
+"""Steps of one player's climb within the window; of more, the smallest are left out."""
+CROWDED: Final = 60
+"""Changes of the player on one game and stake within a minute, beyond which they pair nobody:
+whoever comes next there comes by chance."""
+MINUTE_MS: Final = 60_000
+PAIR_KEPT_MS: Final = 600_000
+"""Of event time: two who have not met for so long begin anew."""
+
+
+# --- what goes in, and what comes out ------------------------------------------------------------
+
+Wager = tuple[int, int, str, int, str]
+"""A wager that counted: offset, time (ms), player, stake (minor units), game."""
+Climb = tuple[int, int, str, int, int]
+"""A rank that a player's own event improved: offset, time (ms), player, old rank, new rank."""
+
+
+class Piece(NamedTuple):
+    """A stretch of the log, then what ends it, if anything: who was removed from the tournament,
+    or other parameters."""
+
+    wagers: Sequence[Wager]
+    climbs: Sequence[Climb]
+    removed: str | None = None
+    parameters: Any = None
+    """As `rules.fraud` says; only where `is_ruled`."""
+    is_ruled: bool = False
+
+
+class Suspicion(NamedTuple):
+    """Something to look at. At most one of a rule for each offset of a tournament's log."""
+
+    offset: Offset
+    time_ms: int
+    player_id: PlayerId
+    rule: str
+    evidence: dict[str, Any]
+    """For a reviewer: what was seen, and the numbers that it was compared with. `severity` is how
+    far it went, 1 at the threshold; only comparable within a rule."""
+
+
+def alert_id(tournament_id: TournamentId, offset: int, rule: str) -> str:
+    """The id of a suspicion's event: the same from whoever folds the log."""
+    return f"{tournament_id}/{offset}/{rule}"
+
+
+# --- tables with two generations -----------------------------------------------------------------
+
+K = TypeVar("K")
+
+
+class _Recent(Generic[K]):
+    """Values by key, the latest ones. Values are lists, as they are packed and changed in place."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.newer: dict[K, list[Any]] = {}
+        self.older: dict[K, list[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.newer) + len(self.older)
+
+    def kept(self, key: K) -> list[Any] | None:
+        """One that is not in the newer generation: brought there from the older one."""
+        value = self.older.pop(key, None)
+        if value is not None:
+            self.put(key, value)
+        return value
+
+    def put(self, key: K, value: list[Any]) -> None:
+        newer = self.newer
+        if len(newer) >= self.limit:
+            # In place: loops hold on to both.
+            self.older.clear()
+            self.older.update(newer)
+            newer.clear()
+        newer[key] = value
+
+    def find(self, key: K) -> list[Any] | None:
+        value = self.newer.get(key)
+        return self.older.get(key) if value is None else value
+
+    def remove(self, key: K) -> None:
+        self.newer.pop(key, None)
+        self.older.pop(key, None)
+
+    def plain(self) -> list[Any]:
+        return [list(one.items()) for one in (self.newer, self.older)]
+
+    def take(self, plain: Sequence[Sequence[tuple[K, Any]]]) -> None:
+        for into, items in zip((self.newer, self.older), plain, strict=True):
+            into.update(items)
+
+
+def _joint(plain: Sequence[Sequence[tuple[Any, Any]]]) -> list[list[tuple[Any, Any]]]:
+    """Keys that are tuples come back as lists."""
+    return [[(tuple(key), value) for key, value in items] for items in plain]
+
+
+_TIMES, _COUNT, _MEAN, _VARIANCE = range(4)
+"""A habit: times of the wagers in the window; how many there ever were; mean and variance of the
+stakes' logarithm; then `_TOLD`."""
+_CLIMB: Final = 0
+"""A way up: (time, rank) of the window, flat, ranks falling; then `_TOLD`."""
+_TOLD: Final = -1
+"""Rule → when it last told of the player; None before."""
+_WHO, _WHEN, _MET, _SINCE = range(4)
+"""Of a game and stake: the last player, when; changes of the player in this minute, which began."""
+_LINKS, _CLOSE, _TURNS, _LAST, _FIRST_COUNT, _SECOND_COUNT, _LATEST, _BEGAN = range(8)
+"""Of a pair: meetings; close ones; those in turn; who came last; what both had wagered before;
+time of the last meeting and of the first."""
+_TAKEN, _OF_MINUTE, _HELD_BACK = range(3)
+
+
+# --- the fold ------------------------------------------------------------------------------------
+
+
+class Watch:
+    """What is known of one tournament's play, and the fold that goes on from there."""
+
+    def __init__(self, parameters: Parameters = DEFAULTS, players: int = PLAYERS) -> None:
+        self._habits: _Recent[str] = _Recent(players)
+        self._ways_up: _Recent[str] = _Recent(players)
+        self._keys: _Recent[tuple[str, int]] = _Recent(KEYS)
+        self._pairs: _Recent[tuple[str, str]] = _Recent(PAIRS)
+        self._budgets = {rule: [0, 0, 0] for rule in RULES}
+        self._found: list[Suspicion] = []
+        self._parameters = parameters
+
+    def __len__(self) -> int:
+        """How much is remembered: habits and ways up."""
+        return len(self._habits) + len(self._ways_up)
+
+    def see(self, pieces: Iterable[Piece]) -> list[Suspicion]:
+        """Fold these in, in log order; what is suspicious, in log order."""
+        self._found = []
+        for piece in pieces:
+            self._see_wagers(piece.wagers)
+            if self._parameters.rank_rise is not None:
+                self._see_climbs(piece.climbs, self._parameters.rank_rise)
+            if piece.removed is not None:
+                self._forget(piece.removed)
+            if piece.is_ruled:
+                self._parameters = parameters_of(piece.parameters)
+        found, self._found = self._found, []
+        found.sort(key=lambda one: one.offset)
+        return found
+
+    def plain(self) -> list[Any]:
+        """All of it as lists, dicts, texts and numbers."""
+        return [
+            self._parameters.model_dump(), self._habits.plain(), self._ways_up.plain(),
+            self._keys.plain(), self._pairs.plain(), self._budgets,
+        ]  # fmt: skip
+
+    @classmethod
+    def of_plain(cls, plain: Sequence[Any], players: int = PLAYERS) -> Watch:
+        """What `plain` was made of, also after a way through JSON or MessagePack."""
+        watch = cls(parameters_of(plain[0]), players)
+        watch._habits.take(plain[1])
+        watch._ways_up.take(plain[2])
+        watch._keys.take(_joint(plain[3]))
+        watch._pairs.take(_joint(plain[4]))
+        watch._budgets.update(plain[5])
+        return watch
+
+    # each wager: the hot path
+
+    def _see_wagers(self, wagers: Sequence[Wager]) -> None:
+        velocity, outlier, pairs = (
+            self._parameters.velocity,
+            self._parameters.stake_outlier,
+            self._parameters.collusion,
+        )
+        most = velocity.wagers if velocity else 0
+        window_ms = velocity.window_seconds * 1000 if velocity else 0
+        warm_up = outlier.warm_up if outlier else 0
+        forgetting = outlier.forgetting if outlier else 0.0
+        squared = outlier.deviations**2 if outlier else 0.0
+        floor = outlier.least_deviation**2 if outlier else 0.0
+        turn_ms = pairs.turn_ms if pairs else 0
+        habits, keys = self._habits.newer, self._keys.newer
+        for offset, at, player, stake, game in wagers:
+            habit = habits.get(player)
+            if habit is None:
+                habit = self._habits.kept(player)
+                if habit is None:
+                    habit = [[], 0, 0.0, 0.0, None]
+                    self._habits.put(player, habit)
+            habit[_COUNT] = count = habit[_COUNT] + 1
+            if velocity is not None:
+                times = habit[_TIMES]
+                times.append(at)
+                while times[0] <= at - window_ms:
+                    del times[0]
+                if len(times) > most:
+                    self._too_fast(offset, at, player, habit, velocity)
+            if outlier is not None:
+                size = log(stake + 1)
+                away = size - habit[_MEAN]
+                variance = habit[_VARIANCE]
+                if count > warm_up and away > 0 and away * away > squared * max(variance, floor):
+                    self._too_much(offset, at, player, stake, habit, outlier)
+                    # What is far outside is not the habit: it may move it as far as it may go.
+                    away = sqrt(squared * max(variance, floor))
+                weight = forgetting if count * forgetting > 1 else 1 / count
+                habit[_MEAN] += weight * away
+                habit[_VARIANCE] = (1 - weight) * (variance + weight * away * away)
+            if pairs is not None:
+                key = (game, stake)
+                last = keys.get(key) or self._keys.kept(key)
+                if last is None:
+                    self._keys.put(key, [player, at, 0, at])
+                    continue
+                if last[_WHO] != player:
+                    if at - last[_WHEN] <= turn_ms:
+                        self._met(offset, at, player, last, pairs)
+                    last[_WHO] = player
+                last[_WHEN] = at
+
+    def _too_fast(
+        self, offset: int, at: int, player: str, habit: list[Any], rule: Velocity
+    ) -> None:
+        times = habit[_TIMES]
+        first, count = times[0], len(times)
+        # So many and no more are kept, and the next one is above the limit again.
+        del times[0]
+        seconds = max(at - first, 1) / 1000
+        evidence = {
+            "wagers": count,
+            "within_seconds": round(seconds, 3),
+            "limit": rule.wagers,
+            "window_seconds": rule.window_seconds,
+        }
+        severity = rule.window_seconds / seconds
+        self._tell(offset, at, player, habit, ("velocity", severity, evidence))
+
+    def _too_much(
+        self, offset: int, at: int, player: str, stake: int, habit: list[Any], rule: StakeOutlier
+    ) -> None:
+        deviation = max(sqrt(habit[_VARIANCE]), rule.least_deviation)
+        away = (log(stake + 1) - habit[_MEAN]) / deviation
+        evidence = {
+            "stake_minor": stake,
+            "usual_stake_minor": max(round(exp(habit[_MEAN])) - 1, 0),
+            "deviations": round(away, 2),
+            "limit": rule.deviations,
+            "wagers_seen": habit[_COUNT] - 1,
+        }
+        severity = away / rule.deviations
+        self._tell(offset, at, player, habit, ("stake_outlier", severity, evidence))
+
+    # pairs
+
+    def _met(self, offset: int, at: int, player: str, last: list[Any], rule: Collusion) -> None:
+        """The player wagers the same as somebody else just before."""
+        if at - last[_SINCE] > MINUTE_MS:
+            last[_MET], last[_SINCE] = 0, at
+        last[_MET] += 1
+        if last[_MET] > CROWDED:
+            return
+        other = last[_WHO]
+        names = (other, player) if other < player else (player, other)
+        counts = [self._count_of(name) for name in names]
+        pair = self._pairs.newer.get(names) or self._pairs.kept(names)
+        if pair is None:
+            pair = [0, 0, 0, other, 0, 0, 0, 0]
+            self._pairs.put(names, pair)
+        most = max(counts[0] - pair[_FIRST_COUNT], counts[1] - pair[_SECOND_COUNT])
+        if (
+            not pair[_LINKS]
+            or at - pair[_LATEST] > PAIR_KEPT_MS
+            or most > 4 * pair[_LINKS] + 8
+            or counts[0] <= pair[_FIRST_COUNT]
+            or counts[1] <= pair[_SECOND_COUNT]
+        ):
+            # Met by chance before, or one of them was forgotten meanwhile: counted from here.
+            pair[:] = [0, 0, 0, other, counts[0] - 1, counts[1] - 1, at, last[_WHEN]]
+        pair[_LINKS] += 1
+        pair[_CLOSE] += at - last[_WHEN] <= rule.close_ms
+        pair[_TURNS] += pair[_LAST] == other
+        pair[_LAST], pair[_LATEST] = player, at
+        if max(pair[_CLOSE], pair[_TURNS] // 2) >= rule.repeats:
+            self._judge_pair(offset, names, counts, pair, rule)
+
+    def _judge_pair(
+        self,
+        offset: int,
+        names: tuple[str, str],
+        counts: Sequence[int],
+        pair: list[Any],
+        rule: Collusion,
+    ) -> None:
+        played = [counts[0] - pair[_FIRST_COUNT], counts[1] - pair[_SECOND_COUNT]]
+        close = pair[_CLOSE] / max(played)
+        in_turn = pair[_TURNS] / sum(played)
+        kind, share = ("synchronised", close) if close >= in_turn else ("alternating", in_turn)
+        repeats = pair[_CLOSE] if kind == "synchronised" else pair[_TURNS] // 2
+        if share < rule.share or repeats < rule.repeats or len(self._habits) < rule.least_players:
+            return
+        at, player = pair[_LATEST], pair[_LAST]
+        other = names[0] if player == names[1] else names[1]
+        evidence = {
+            "kind": kind,
+            "with_player_id": other,
+            "meetings": repeats,
+            "share": round(min(share, 1.0), 3),
+            "wagers": played[names.index(player)],
+            "wagers_of_other": played[names.index(other)],
+            "within_seconds": round((at - pair[_BEGAN]) / 1000, 3),
+            "limit": rule.repeats,
+        }
+        habit = self._habits.find(player)
+        if habit is None:
+            raise AssertionError("who has just wagered is known")
+        severity = repeats / rule.repeats * min(share, 1.0) / rule.share
+        self._tell(offset, at, player, habit, ("collusion", severity, evidence))
+        pair[_LINKS] = 0
+
+    def _count_of(self, player: str) -> int:
+        habit = self._habits.find(player)
+        return 0 if habit is None else int(habit[_COUNT])
+
+    # each climb
+
+    def _see_climbs(self, climbs: Sequence[Climb], rule: RankRise) -> None:
+        window_ms, least = rule.window_seconds * 1000, rule.ranks
+        ways = self._ways_up.newer
+        for offset, at, player, old, new in climbs:
+            way = ways.get(player)
+            if way is None:
+                way = self._ways_up.kept(player)
+                if way is None:
+                    way = [[], None]
+                    self._ways_up.put(player, way)
+            climb = way[_CLIMB]
+            # Ranks fall from the front on, so the largest of the window stands first.
+            while climb and climb[-1] <= old:
+                del climb[-2:]
+            climb += (at, old)
+            while climb[0] <= at - window_ms:
+                del climb[:2]
+            if climb[1] - new > least:
+                self._rose(offset, at, player, new, way, rule)
+            if len(climb) > 2 * LONGEST_CLIMB:
+                del climb[-2:]
+
+    def _rose(
+        self, offset: int, at: int, player: str, new: int, way: list[Any], rule: RankRise
+    ) -> None:
+        climb = way[_CLIMB]
+        evidence = {
+            "from_rank": climb[1],
+            "to_rank": new,
+            "ranks": climb[1] - new,
+            "within_seconds": round((at - climb[0]) / 1000, 3),
+            "limit": rule.ranks,
+            "window_seconds": rule.window_seconds,
+        }
+        # Where many stand close together a single wager passes hundreds: the same rise weighs
+        # more the nearer it comes to the top.
+        severity = log2(climb[1] / new)
+        self._tell(
+            offset, at, player, way, ("rank_rise", severity, evidence), is_top=new <= TOP_VISIBLE
+        )
+
+    # telling, forgetting
+
+    def _tell(
+        self,
+        offset: int,
+        at: int,
+        player: str,
+        known: list[Any],
+        what: tuple[str, float, dict[str, Any]],
+        *,
+        is_top: bool = True,
+    ) -> None:
+        rule, severity, evidence = what
+        parameters, told = self._parameters, known[_TOLD]
+        cooldown_ms = parameters.cooldown_seconds * 1000
+        # On both sides: one event of a wrong time must not silence a rule for ever.
+        if told is not None and rule in told and abs(at - told[rule]) < cooldown_ms:
+            return
+        budget = self._budgets[rule]
+        if at // MINUTE_MS != budget[_OF_MINUTE]:
+            budget[_TAKEN], budget[_OF_MINUTE] = 0, at // MINUTE_MS
+        limit = parameters.alerts_a_minute
+        if budget[_TAKEN] >= (limit if is_top else limit // 2):
+            budget[_HELD_BACK] += 1
+            return
+        budget[_TAKEN] += 1
+        known[_TOLD] = {**(told or {}), rule: at}
+        if budget[_HELD_BACK]:
+            evidence["held_back"], budget[_HELD_BACK] = budget[_HELD_BACK], 0
+        evidence["severity"] = round(severity, 2)
+        self._found.append(Suspicion(Offset(offset), at, PlayerId(player), rule, evidence))
+
+    def _forget(self, player: str) -> None:
+        self._habits.remove(player)
+        self._ways_up.remove(player)
+        for table in (self._pairs.newer, self._pairs.older):
+            for names in [names for names in table if player in names]:
+                del table[names]
+        for keys in (self._keys.newer, self._keys.older):
+            for key in [key for key, last in keys.items() if last[_WHO] == player]:
+                del keys[key]

@@ -1,0 +1,266 @@
+"""Alerts of on-wager, killed, retried, doubled and robbed: each once, as over the whole log."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import redis
+
+from consuming import TOURNAMENTS, Ports, Reader, maker, memory_ports, moved_to, redis_ports
+from hosting import Hosted, hosted
+from leaderboard import events as ev
+from leaderboard.adapters.redis_client import connect
+from leaderboard.fold import LogEntry
+from leaderboard.fraud_rules import RULES
+from leaderboard.model import Disposition
+from logs import START_MS, ended, erased, scheduled
+from plays import MONEY, SENSITIVE, oracle_alerts, played, suspicious_log
+from ports import Countdown
+
+
+@pytest.fixture(scope="module")
+def on_wager() -> Iterator[Hosted]:
+    with hosted("on-wager") as one:
+        yield one
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    """A database of these tests' own, so that it may be emptied."""
+    found = connect(redis_url.rpartition("/")[0] + "/8")
+    assert isinstance(found, redis.Redis)
+    found.flushdb()
+    yield found
+    found.flushdb()
+    found.close()
+
+
+def mixed(seed: int, length: int = 30) -> list[LogEntry]:
+    """Three tournaments in one partition."""
+    chance = random.Random(seed)
+    waiting = {t: list(suspicious_log(seed * 10 + i, length)) for i, t in enumerate(TOURNAMENTS)}
+    entries: list[LogEntry] = []
+    while waiting:
+        name = chance.choice(list(waiting))
+        entries.append(moved_to(name, waiting[name].pop(0), len(entries)))
+        if not waiting[name]:
+            del waiting[name]
+    return entries
+
+
+def alerts(ports: Ports) -> dict[str, ev.Event]:
+    """What readers have at the end, each id once; the same id never says anything else."""
+    found: dict[str, ev.Event] = {}
+    for one in ports.feed.alerts:
+        assert found.setdefault(one.id, one) == one, "one id, two alerts"
+    return found
+
+
+def main_of(on_wager: Hosted) -> Any:
+    return __import__("suspicions")
+
+
+def test_a_log_has_alerts_of_every_kind_and_the_whole_log_agrees(on_wager: Hosted) -> None:
+    entries = mixed(1, 120)
+    ports = memory_ports()
+    Reader(entries, maker(on_wager, ports), seed=1).run()
+    found = alerts(ports)
+    assert found == oracle_alerts(main_of(on_wager), entries)
+    kinds = Counter(one.id.rsplit("/", 1)[1] for one in found.values())
+    assert set(kinds) == set(RULES)
+    assert len(found) == len(ports.feed.alerts), "undisturbed, each is told once"
+
+
+@pytest.mark.parametrize("survives", [False, True], ids=["killed", "retried"])
+@pytest.mark.parametrize("seed", range(2))
+def test_interrupted_anywhere_each_alert_is_told_as_over_the_whole_log(
+    on_wager: Hosted, seed: int, survives: bool
+) -> None:
+    entries = mixed(seed)
+    expected = oracle_alerts(main_of(on_wager), entries)
+    assert len(expected) > 10
+    repeated = 0
+    for step in range(1 + seed, 10_000, 5):
+        ports, countdown = memory_ports(), Countdown(step)
+        Reader(entries, maker(on_wager, ports, countdown), seed=step).run(survives=survives)
+        assert alerts(ports) == expected, f"interrupted at step {step}"
+        repeated += len(ports.feed.alerts) > len(expected)
+        if not countdown.bit:
+            break
+    assert step > 100
+    assert repeated > 2, "some were told twice, under the same ids"
+
+
+def test_interrupted_anywhere_it_is_the_same_on_redis(
+    on_wager: Hosted, client: redis.Redis
+) -> None:
+    entries = mixed(2)
+    expected = oracle_alerts(main_of(on_wager), entries)
+    for step in range(1, 10_000, 17):
+        client.flushdb()
+        ports, countdown = redis_ports(client), Countdown(step)
+        Reader(entries, maker(on_wager, ports, countdown), seed=step).run()
+        assert alerts(ports) == expected, f"interrupted at step {step}"
+        if not countdown.bit:
+            break
+    assert step > 100
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_owners_at_once_tell_no_other_alerts(on_wager: Hosted, seed: int) -> None:
+    entries = mixed(seed)
+    ports, chance = memory_ports(), random.Random(seed)
+    readers = [Reader(entries, maker(on_wager, ports), seed=seed + i) for i in (0, 100)]
+    while not all(reader.is_done() for reader in readers):
+        chance.choice(readers).step()
+    assert alerts(ports) == oracle_alerts(main_of(on_wager), entries)
+
+
+def test_a_process_keeps_what_it_knows_when_the_store_loses_it(
+    on_wager: Hosted, client: redis.Redis
+) -> None:
+    entries = mixed(4)
+    ports = redis_ports(client)
+    reader = Reader(entries, maker(on_wager, ports), seed=4)
+    while not reader.is_done():
+        reader.step()
+        client.delete(*[f"{{{name}}}:watch" for name in TOURNAMENTS])
+    assert alerts(ports) == oracle_alerts(main_of(on_wager), entries)
+
+
+def test_without_what_was_kept_a_new_process_begins_anew_and_says_nothing_twice(
+    on_wager: Hosted, client: redis.Redis
+) -> None:
+    """The loss is real: with it the two differ, else the tests above prove nothing."""
+    entries = mixed(5, 80)
+    expected = oracle_alerts(main_of(on_wager), entries)
+    ports = redis_ports(client)
+    reader = Reader(entries, maker(on_wager, ports), seed=5)
+    while not reader.is_done():
+        reader.step()
+        client.delete(*[f"{{{name}}}:watch" for name in TOURNAMENTS])
+        reader.restart()
+        reader.step()
+    assert alerts(ports).keys() != expected.keys()
+
+
+def drop_dispositions(on_wager: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if boards did not tell again why an event had not counted."""
+    suspicions = main_of(on_wager)
+    told = suspicions.pieces_of
+
+    def pieces_of(entries: Sequence[LogEntry], applied: Any, above: int) -> Any:
+        verdicts = [Disposition.SKIPPED if one is Disposition.DUPLICATE else one
+                    for one in applied.verdicts]  # fmt: skip
+        return told(entries, type(applied)(
+            applied.offset, applied.sequence, applied.terms, applied.terms_changed, verdicts,
+            applied.unconfirmed), above)  # fmt: skip
+
+    monkeypatch.setattr(suspicions, "pieces_of", pieces_of)
+
+
+def test_repetitions_that_counted_as_play_would_be_seen(
+    on_wager: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = mixed(1)
+    expected = oracle_alerts(main_of(on_wager), entries)
+    drop_dispositions(on_wager, monkeypatch)
+    ports = memory_ports()
+    Reader(entries, maker(on_wager, ports), seed=1).run()
+    assert alerts(ports) != expected
+
+
+def kept_in(client: redis.Redis) -> bytes:
+    chunks: Any = client.lrange("{t1}:watch", 0, -1)
+    return b"".join(chunks)
+
+
+# --- what it may not keep ------------------------------------------------------------------------
+
+
+def test_nobody_who_was_erased_is_in_what_is_kept(on_wager: Hosted, client: redis.Redis) -> None:
+    entries = [scheduled(0, **MONEY, fraud=SENSITIVE)]
+    for offset in range(1, 60):
+        player = ("leaver", "stayer")[offset % 2]
+        entries.append(played(offset, player, 50, after_ms=offset * 400))
+    ports = redis_ports(client)
+    reader = Reader(entries, maker(on_wager, ports), seed=1)
+    reader.run()
+    assert b"leaver" in kept_in(client)
+    entries += [erased(60, "leaver"), played(61, "leaver", 50, after_ms=30_000)]
+    entries.append(played(62, "stayer", 50, after_ms=30_100))
+    reader.run()
+    kept = kept_in(client)
+    assert b"leaver" not in kept
+    assert b"stayer" in kept
+
+
+def test_an_end_forgets_everybody_and_still_tells_nothing_twice(
+    on_wager: Hosted, client: redis.Redis
+) -> None:
+    entries = [scheduled(0, **MONEY, fraud=SENSITIVE)]
+    entries += [played(n, f"p{n % 3}", 50, after_ms=n * 100) for n in range(1, 40)]
+    entries.append(ended(40))
+    ports = redis_ports(client)
+    reader = Reader(entries, maker(on_wager, ports), seed=1)
+    reader.run()
+    told = len(ports.feed.alerts)
+    assert told
+    assert b"p1" not in kept_in(client)
+    reader.committed = None
+    reader.restart()
+    reader.run()
+    assert len(ports.feed.alerts) == told
+
+
+def test_little_is_held_at_a_time_and_the_rest_is_read_again(on_wager: Hosted) -> None:
+    entries = mixed(6)
+    ports = memory_ports()
+    make = maker(on_wager, ports)
+
+    def small() -> Any:
+        function = make()
+        function._suspicions._limit = 5
+        return function
+
+    reader = Reader(entries, small, seed=6)
+    largest = 0
+    while not reader.is_done():
+        reader.step()
+        largest = max(largest, len(reader.function._suspicions._held))
+    assert largest < len(TOURNAMENTS)
+    assert alerts(ports) == oracle_alerts(main_of(on_wager), entries)
+
+
+@pytest.mark.parametrize("wholes_after", [1, 20_000])
+def test_what_is_kept_whole_and_what_is_kept_piece_by_piece_are_the_same(
+    on_wager: Hosted, monkeypatch: pytest.MonkeyPatch, wholes_after: int
+) -> None:
+    monkeypatch.setattr(main_of(on_wager), "KEPT_WHOLE_AFTER", wholes_after)
+    entries = mixed(7)
+    ports = memory_ports()
+    reader = Reader(entries, maker(on_wager, ports), seed=7)
+    while not reader.is_done():
+        reader.step()
+        reader.restart()
+        reader.step()
+    assert alerts(ports) == oracle_alerts(main_of(on_wager), entries)
+
+
+def test_alerts_say_what_is_wanted_of_them(on_wager: Hosted) -> None:
+    entries = [scheduled(0, **MONEY, fraud={"velocity": {"wagers": 3}})]
+    entries += [played(n, "fast", 50, after_ms=n * 1000) for n in range(1, 6)]
+    ports = memory_ports()
+    Reader(entries, maker(on_wager, ports), seed=1).run()
+    (one,) = ports.feed.alerts
+    assert isinstance(one.data, ev.FraudSuspected)
+    assert (one.id, one.source, one.subject) == ("t1/4/velocity", "/leaderboard/on-wager", "fast")
+    assert one.time_ms == START_MS + 4000
+    assert one.data.evidence == {
+        "wagers": 4, "within_seconds": 3.0, "limit": 3, "window_seconds": 60, "severity": 20.0,
+        "sequence": 4, "cause": {"source": "/tests", "id": "e4"},
+    }  # fmt: skip
