@@ -44,7 +44,7 @@ def suspicious_log(seed: int, length: int = 160, players: int = 8) -> Iterator[L
     and comes again, another schedule in the middle."""
     chance = random.Random(seed)
     yield scheduled(0, **MONEY, games=["g1", "g2"], fraud=SENSITIVE)
-    offset, after_ms = 0, 0
+    offset, after_ms, turn = 0, 0, 0
     written: list[LogEntry] = []
     for number in range(length):
         offset += chance.choice((1, 1, 2, 4))
@@ -66,6 +66,10 @@ def suspicious_log(seed: int, length: int = 160, players: int = 8) -> Iterator[L
         else:
             stake = chance.choice((10, 10, 20, 50, 4_000))
             game = chance.choice(("g1", "g2"))
+            if roll > 0.8:
+                # Two who always stake the same, in turn.
+                turn += 1
+                player, stake, game = f"c{turn % 2}", 770, "g1"
             one = played(offset, player, stake, after_ms=after_ms, game_id=game)
         written.append(one)
         yield one

@@ -170,18 +170,27 @@ def pieces_of(entries: Sequence[LogEntry], applied: BatchApplied, above: Offset)
     staff: set[int] = set()
     cuts: list[tuple[int, Any]] = []
     counted, skipped = Disposition.APPLIED, Disposition.SKIPPED
-    for (offset, _, event), verdict in zip(entries, applied.verdicts, strict=True):
-        if offset <= above or (verdict is not counted and verdict is not skipped):
-            continue
-        data: Any = event.data
-        kind = type(data)
-        if kind is ev.WagerPlaced:
-            stake = data.stake_minor
-            wagers.append((offset, event.time_ms, data.player_id, stake, data.game_id))
-        elif kind is ev.ScoreAdjusted:
-            staff.add(offset)
-        elif kind in _CUTS:
-            cuts.append((offset, data))
+    if applied.verdicts.count(counted) == len(entries) and entries[0].offset > above:
+        # Nearly all there is: a batch of wagers that all counted.
+        wagers = [
+            (offset, event.time_ms, data.player_id, data.stake_minor, data.game_id)
+            for offset, _, event in entries
+            if type(data := event.data) is ev.WagerPlaced
+        ]
+    if len(wagers) != len(entries):
+        wagers = []
+        for (offset, _, event), verdict in zip(entries, applied.verdicts, strict=True):
+            if offset <= above or (verdict is not counted and verdict is not skipped):
+                continue
+            one: Any = event.data
+            kind = type(one)
+            if kind is ev.WagerPlaced:
+                stake = one.stake_minor
+                wagers.append((offset, event.time_ms, one.player_id, stake, one.game_id))
+            elif kind is ev.ScoreAdjusted:
+                staff.add(offset)
+            elif kind in _CUTS:
+                cuts.append((offset, one))
     # Changes of earlier batches may be told again as well: those events are not at hand.
     first = Offset(entries[0].offset - 1)
     climbs = climbs_of(applied.unconfirmed, max(above, first), entries[-1].offset, staff)

@@ -39,9 +39,9 @@ PAIRS: Final = 4_096
 """Candidates for collusion of one generation."""
 LONGEST_CLIMB: Final = 64
 """Steps of one player's climb within the window; of more, the smallest are left out."""
-CROWDED: Final = 60
-"""Changes of the player on one game and stake within a minute, beyond which they pair nobody:
-whoever comes next there comes by chance."""
+SURE: Final = 2
+"""Times that a player met the same one, beyond those with others, before the pair is looked at: by
+chance one meets whoever comes (the majority vote of Boyer and Moore, 1981)."""
 MINUTE_MS: Final = 60_000
 PAIR_KEPT_MS: Final = 600_000
 """Of event time: two who have not met for so long begin anew."""
@@ -137,19 +137,28 @@ def _joint(plain: Sequence[Sequence[tuple[Any, Any]]]) -> list[list[tuple[Any, A
     return [[(tuple(key), value) for key, value in items] for items in plain]
 
 
-_TIMES, _COUNT, _MEAN, _VARIANCE = range(4)
-"""A habit: times of the wagers in the window; how many there ever were; mean and variance of the
-stakes' logarithm; then `_TOLD`."""
+_TIMES, _COUNT, _MEAN, _VARIANCE, _PARTNER, _VOTES = range(6)
+"""A habit (the hot path takes it apart by its places): times of the wagers in the window; how many
+there ever were; mean and variance of the stakes' logarithm; whom the player met most of late, and
+by how many votes; then `_TOLD`."""
 _CLIMB: Final = 0
 """A way up: (time, rank) of the window, flat, ranks falling; then `_TOLD`."""
 _TOLD: Final = -1
 """Rule → when it last told of the player; None before."""
-_WHO, _WHEN, _MET, _SINCE = range(4)
-"""Of a game and stake: the last player, when; changes of the player in this minute, which began."""
+_WHO, _WHEN = range(2)
+"""Of a game and stake: the last player, when."""
 _LINKS, _CLOSE, _TURNS, _LAST, _FIRST_COUNT, _SECOND_COUNT, _LATEST, _BEGAN = range(8)
 """Of a pair: meetings; close ones; those in turn; who came last; what both had wagered before;
 time of the last meeting and of the first."""
 _TAKEN, _OF_MINUTE, _HELD_BACK = range(3)
+
+
+def _leave_after(times: list[int], horizon: int) -> None:
+    """Drop the times up to `horizon` from the front."""
+    gone = 1
+    while times[gone] <= horizon:
+        gone += 1
+    del times[:gone]
 
 
 # --- the fold ------------------------------------------------------------------------------------
@@ -165,11 +174,26 @@ class Watch:
         self._pairs: _Recent[tuple[str, str]] = _Recent(PAIRS)
         self._budgets = {rule: [0, 0, 0] for rule in RULES}
         self._found: list[Suspicion] = []
-        self._parameters = parameters
+        self._rule_by(parameters)
 
     def __len__(self) -> int:
         """How much is remembered: habits and ways up."""
         return len(self._habits) + len(self._ways_up)
+
+    def _rule_by(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+        self._cooldown_ms = parameters.cooldown_seconds * 1000
+        velocity, outlier, pairs = (
+            parameters.velocity, parameters.stake_outlier, parameters.collusion,
+        )  # fmt: skip
+        self._hot_rules = (velocity, outlier, pairs)
+        # What the hot path compares with; of a rule that is not asked, nothing that matters.
+        of, out = velocity or Velocity(), outlier or StakeOutlier()
+        self._hot = (
+            of.wagers, of.window_seconds * 1000, out.warm_up, out.forgetting,
+            int(1 / out.forgetting), out.deviations**2, out.least_deviation**2,
+            out.deviations * out.least_deviation, (pairs or Collusion()).turn_ms,
+        )  # fmt: skip
 
     def see(self, pieces: Iterable[Piece]) -> list[Suspicion]:
         """Fold these in, in log order; what is suspicious, in log order."""
@@ -181,7 +205,7 @@ class Watch:
             if piece.removed is not None:
                 self._forget(piece.removed)
             if piece.is_ruled:
-                self._parameters = parameters_of(piece.parameters)
+                self._rule_by(parameters_of(piece.parameters))
         found, self._found = self._found, []
         found.sort(key=lambda one: one.offset)
         return found
@@ -206,65 +230,71 @@ class Watch:
 
     # each wager: the hot path
 
-    def _see_wagers(self, wagers: Sequence[Wager]) -> None:
-        velocity, outlier, pairs = (
-            self._parameters.velocity,
-            self._parameters.stake_outlier,
-            self._parameters.collusion,
-        )
-        most = velocity.wagers if velocity else 0
-        window_ms = velocity.window_seconds * 1000 if velocity else 0
-        warm_up = outlier.warm_up if outlier else 0
-        forgetting = outlier.forgetting if outlier else 0.0
-        squared = outlier.deviations**2 if outlier else 0.0
-        floor = outlier.least_deviation**2 if outlier else 0.0
-        turn_ms = pairs.turn_ms if pairs else 0
+    def _see_wagers(self, wagers: Sequence[Wager]) -> None:  # noqa: PLR0915 - a call costs as much
+        velocity, outlier, pairs = self._hot_rules
+        most, window_ms, warm_up, forgetting, settled, squared, floor, least, turn_ms = self._hot
         habits, keys = self._habits.newer, self._keys.newer
         for offset, at, player, stake, game in wagers:
             habit = habits.get(player)
             if habit is None:
                 habit = self._habits.kept(player)
                 if habit is None:
-                    habit = [[], 0, 0.0, 0.0, None]
+                    habit = [[], 0, 0.0, 0.0, "", 0, None]
                     self._habits.put(player, habit)
-            habit[_COUNT] = count = habit[_COUNT] + 1
+            times, count, mean, variance, partner, votes, told = habit
+            habit[1] = count = count + 1
             if velocity is not None:
-                times = habit[_TIMES]
                 times.append(at)
-                while times[0] <= at - window_ms:
-                    del times[0]
+                if times[0] <= at - window_ms:
+                    _leave_after(times, at - window_ms)
                 if len(times) > most:
-                    self._too_fast(offset, at, player, habit, velocity)
+                    if self._wants(told, "velocity", at):
+                        self._too_fast(offset, at, player, habit, velocity)
+                    # So many and no more are kept, and the next one is above the limit again.
+                    del times[0]
             if outlier is not None:
-                size = log(stake + 1)
-                away = size - habit[_MEAN]
-                variance = habit[_VARIANCE]
-                if count > warm_up and away > 0 and away * away > squared * max(variance, floor):
-                    self._too_much(offset, at, player, stake, habit, outlier)
+                away = log(stake + 1) - mean
+                if (
+                    away > least
+                    and count > warm_up
+                    and away * away > squared * (variance if variance > floor else floor)
+                ):
+                    if self._wants(told, "stake_outlier", at):
+                        self._too_much(offset, at, player, stake, habit, outlier)
                     # What is far outside is not the habit: it may move it as far as it may go.
                     away = sqrt(squared * max(variance, floor))
-                weight = forgetting if count * forgetting > 1 else 1 / count
-                habit[_MEAN] += weight * away
-                habit[_VARIANCE] = (1 - weight) * (variance + weight * away * away)
+                weight = forgetting if count > settled else 1 / count
+                away_weighted = weight * away
+                habit[2] = mean + away_weighted
+                habit[3] = (1 - weight) * (variance + away_weighted * away)
             if pairs is not None:
                 key = (game, stake)
-                last = keys.get(key) or self._keys.kept(key)
+                last = keys.get(key)
                 if last is None:
-                    self._keys.put(key, [player, at, 0, at])
-                    continue
-                if last[_WHO] != player:
-                    if at - last[_WHEN] <= turn_ms:
-                        self._met(offset, at, player, last, pairs)
-                    last[_WHO] = player
-                last[_WHEN] = at
+                    last = self._keys.kept(key)
+                    if last is None:
+                        self._keys.put(key, [player, at])
+                        continue
+                other, when = last
+                if other != player:
+                    if at - when > turn_ms:
+                        pass
+                    elif partner == other:
+                        habit[5] = votes + 1
+                        if votes >= SURE:
+                            self._met(offset, at, player, last, pairs)
+                    elif votes > 0:
+                        habit[5] = votes - 1
+                    else:
+                        habit[4], habit[5] = other, 1
+                    last[0] = player
+                last[1] = at
 
     def _too_fast(
         self, offset: int, at: int, player: str, habit: list[Any], rule: Velocity
     ) -> None:
         times = habit[_TIMES]
         first, count = times[0], len(times)
-        # So many and no more are kept, and the next one is above the limit again.
-        del times[0]
         seconds = max(at - first, 1) / 1000
         evidence = {
             "wagers": count,
@@ -294,11 +324,6 @@ class Watch:
 
     def _met(self, offset: int, at: int, player: str, last: list[Any], rule: Collusion) -> None:
         """The player wagers the same as somebody else just before."""
-        if at - last[_SINCE] > MINUTE_MS:
-            last[_MET], last[_SINCE] = 0, at
-        last[_MET] += 1
-        if last[_MET] > CROWDED:
-            return
         other = last[_WHO]
         names = (other, player) if other < player else (player, other)
         counts = [self._count_of(name) for name in names]
@@ -339,6 +364,12 @@ class Watch:
         if share < rule.share or repeats < rule.repeats or len(self._habits) < rule.least_players:
             return
         at, player = pair[_LATEST], pair[_LAST]
+        habit = self._habits.find(player)
+        if habit is None:
+            raise AssertionError("who has just wagered is known")
+        pair[_LINKS] = 0
+        if not self._wants(habit[_TOLD], "collusion", at):
+            return
         other = names[0] if player == names[1] else names[1]
         evidence = {
             "kind": kind,
@@ -350,12 +381,8 @@ class Watch:
             "within_seconds": round((at - pair[_BEGAN]) / 1000, 3),
             "limit": rule.repeats,
         }
-        habit = self._habits.find(player)
-        if habit is None:
-            raise AssertionError("who has just wagered is known")
         severity = repeats / rule.repeats * min(share, 1.0) / rule.share
         self._tell(offset, at, player, habit, ("collusion", severity, evidence))
-        pair[_LINKS] = 0
 
     def _count_of(self, player: str) -> int:
         habit = self._habits.find(player)
@@ -373,14 +400,15 @@ class Watch:
                 if way is None:
                     way = [[], None]
                     self._ways_up.put(player, way)
-            climb = way[_CLIMB]
+            climb, told = way
             # Ranks fall from the front on, so the largest of the window stands first.
             while climb and climb[-1] <= old:
                 del climb[-2:]
             climb += (at, old)
             while climb[0] <= at - window_ms:
                 del climb[:2]
-            if climb[1] - new > least:
+            is_top = new <= TOP_VISIBLE
+            if climb[1] - new > least and self._wants(told, "rank_rise", at, is_top=is_top):
                 self._rose(offset, at, player, new, way, rule)
             if len(climb) > 2 * LONGEST_CLIMB:
                 del climb[-2:]
@@ -400,11 +428,27 @@ class Watch:
         # Where many stand close together a single wager passes hundreds: the same rise weighs
         # more the nearer it comes to the top.
         severity = log2(climb[1] / new)
-        self._tell(
-            offset, at, player, way, ("rank_rise", severity, evidence), is_top=new <= TOP_VISIBLE
-        )
+        self._tell(offset, at, player, way, ("rank_rise", severity, evidence))
 
     # telling, forgetting
+
+    def _wants(
+        self, told: dict[str, int] | None, rule: str, at: int, *, is_top: bool = True
+    ) -> bool:
+        """Whether an alert may go out now. Asked before its evidence is made: of a flood nearly
+        all is held back."""
+        # On both sides: one event of a wrong time must not silence a rule for ever.
+        if told is not None and rule in told and abs(at - told[rule]) < self._cooldown_ms:
+            return False
+        budget = self._budgets[rule]
+        minute = at // MINUTE_MS
+        if minute != budget[_OF_MINUTE]:
+            budget[_TAKEN], budget[_OF_MINUTE] = 0, minute
+        limit = self._parameters.alerts_a_minute
+        if budget[_TAKEN] >= (limit if is_top else limit // 2):
+            budget[_HELD_BACK] += 1
+            return False
+        return True
 
     def _tell(
         self,
@@ -413,24 +457,12 @@ class Watch:
         player: str,
         known: list[Any],
         what: tuple[str, float, dict[str, Any]],
-        *,
-        is_top: bool = True,
     ) -> None:
+        """It is wanted."""
         rule, severity, evidence = what
-        parameters, told = self._parameters, known[_TOLD]
-        cooldown_ms = parameters.cooldown_seconds * 1000
-        # On both sides: one event of a wrong time must not silence a rule for ever.
-        if told is not None and rule in told and abs(at - told[rule]) < cooldown_ms:
-            return
         budget = self._budgets[rule]
-        if at // MINUTE_MS != budget[_OF_MINUTE]:
-            budget[_TAKEN], budget[_OF_MINUTE] = 0, at // MINUTE_MS
-        limit = parameters.alerts_a_minute
-        if budget[_TAKEN] >= (limit if is_top else limit // 2):
-            budget[_HELD_BACK] += 1
-            return
         budget[_TAKEN] += 1
-        known[_TOLD] = {**(told or {}), rule: at}
+        known[_TOLD] = {**(known[_TOLD] or {}), rule: at}
         if budget[_HELD_BACK]:
             evidence["held_back"], budget[_HELD_BACK] = budget[_HELD_BACK], 0
         evidence["severity"] = round(severity, 2)
@@ -438,6 +470,10 @@ class Watch:
 
     def _forget(self, player: str) -> None:
         self._habits.remove(player)
+        for known in (self._habits.newer, self._habits.older):
+            for habit in known.values():
+                if habit[_PARTNER] == player:
+                    habit[_PARTNER], habit[_VOTES] = "", 0
         self._ways_up.remove(player)
         for table in (self._pairs.newer, self._pairs.older):
             for names in [names for names in table if player in names]:

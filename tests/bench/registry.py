@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from bench import audit_log, gateway, growth, memory, on_wager, reads, record, screen, starts
+from bench import audit_log, fraud, gateway, growth, memory, on_wager, reads, record, screen, starts
 from bench.report import Bench
 
 BENCHES: Final[dict[str, Callable[[Bench], None]]] = {
@@ -21,4 +21,5 @@ BENCHES: Final[dict[str, Callable[[Bench], None]]] = {
     "start": starts.start,
     "memory": memory.memory,
     "growth": growth.growth,
+    "fraud": fraud.fraud,
 }

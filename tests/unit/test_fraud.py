@@ -238,6 +238,8 @@ def some_play(seed: int, length: int = 3000) -> tuple[list[Wager], list[fraud.Cl
         at += chance.choice((0, 5, 200, 1500))
         player = f"p{min(int(chance.expovariate(0.15)), 39)}"
         stake = chance.choice((10, 20, 50, 50, 5000))
+        if offset % 9 < 2:
+            player, stake = f"pair{offset % 9}", 770  # always one after the other
         given.append((offset, at, player, stake, f"g{chance.randrange(3)}"))
         if chance.random() < 0.5:
             old = chance.randrange(2, 900)
