@@ -7,11 +7,13 @@ to look. What comes of it says how the rules behave, and nothing about real frau
 
 from __future__ import annotations
 
+import importlib
 import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -189,10 +191,14 @@ def pair(
 # --- what comes of it ----------------------------------------------------------------------------
 
 
+def _functions_own() -> Any:
+    """The module of on-wager, as it stands in its folder."""
+    return importlib.import_module("suspicions")
+
+
 def pieces_of_day(day: Day) -> list[Piece]:
     """The day through the fold, as `on-wager` cuts it."""
-    from suspicions import pieces_of  # the function's own, as it stands in its folder
-
+    pieces_of = _functions_own().pieces_of
     rules = {"scoring": {"kind": "win"}, "currency": "EUR"}
     opening = ev.TournamentScheduled(
         tournament_id=T,
@@ -284,7 +290,7 @@ def quality(bench: Bench) -> None:
     players = bench.size(400, 60)
     days: dict[int, tuple[Day, list[Piece]]] = {}
 
-    def measure(run: int, rule: str) -> Measured:
+    def measure(rule: str, run: int) -> Measured:
         if run not in days:
             days.clear()
             day = a_day(run + 1, players)
@@ -293,16 +299,13 @@ def quality(bench: Bench) -> None:
         more = {name: round(value, 3) for name, value in found.items() if name != "pr_auc"}
         return Measured(found["pr_auc"], more)
 
-    bench.in_turns(
-        "fraud", "PR-AUC", {rule: (lambda run, rule=rule: measure(run, rule)) for rule in RULES}
-    )
+    bench.in_turns("fraud", "PR-AUC", {rule: partial(measure, rule) for rule in RULES})
 
 
 def cost(bench: Bench) -> None:
     """Processor time of detection for a wager: extraction, rules, and keeping it (in memory; what
     Redis is sent costs its packing)."""
     import msgpack
-    from suspicions import Suspicions
 
     wagers, players = bench.size(200_000, 4_000), bench.size(20_000, 500)
 
@@ -326,7 +329,7 @@ def cost(bench: Bench) -> None:
                 msgpack.packb(given[4].plain())
                 return True
 
-        suspicions = Suspicions(Packing())
+        suspicions = _functions_own().Suspicions(Packing())
         began, alerts = time.process_time(), 0
         for part, applied in batches:
             alerts += len(suspicions.look(LOG, T, part, applied))
