@@ -8,6 +8,7 @@ to look. What comes of it says how the rules behave, and nothing about real frau
 from __future__ import annotations
 
 import importlib
+import math
 import random
 import sys
 import time
@@ -95,7 +96,7 @@ def a_day(seed: int, players: int) -> Day:
 
 def stake_of(chance: random.Random, usual: float, spread: float = 0.35) -> int:
     """As people stake: round numbers around what they are used to."""
-    stake = 2.718281828459045 ** chance.gauss(usual, spread)
+    stake = math.exp(chance.gauss(usual, spread))
     return max(10, round(stake / 10) * 10)
 
 
@@ -155,7 +156,7 @@ def spike(chance: random.Random, day: Day, player: str, at: int) -> None:
     """One stake of 6 to 20 times the usual, after half an hour of the usual."""
     usual = chance.gauss(5.5, 0.8)
     day.plays += session(chance, player, usual, at - 1_800_000, 28)
-    stake = round(2.718281828459045**usual * chance.uniform(6, 20))
+    stake = round(math.exp(usual) * chance.uniform(6, 20))
     day.plays.append((at, player, stake, 0, GAMES[1]))
     day.cheats.append(Cheat("stake_outlier", frozenset({player}), at, at))
 
