@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from leaderboard.errors import SettingsError
+from leaderboard.setting_values import database_url, netloc_of, redis_seeds, url_with, web_origins
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -69,75 +70,9 @@ def _told(error: Mapping[str, Any]) -> str:
     return f"{loc[0]}: is missing" if kind == "missing" else f"{loc[0]}: {message}"
 
 
-def _is_place(netloc: str) -> bool:
-    """Whether this is `host` or `host:port`. Never raises: its errors would show secrets."""
-    try:
-        parts = urlsplit(f"//{netloc}")
-        return bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", netloc)
-    except ValueError:
-        return False
-
-
-def _netloc(text: str) -> tuple[str, str]:
-    """Scheme and `host[:port][,…]` of a URL, without user and password; empty if it is none."""
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return "", ""
-    return parts.scheme, parts.netloc.rpartition("@")[2]
-
-
-def _url(*schemes: str) -> AfterValidator:
-    def check(text: str) -> str:
-        scheme, place = _netloc(text)
-        if scheme not in schemes or not _is_place(place):
-            raise ValueError(f"is no URL of the form {schemes[0]}://host[:port]")
-        return text.rstrip("/")
-
-    return AfterValidator(check)
-
-
-def _seeds(text: str) -> str:
-    scheme, places = _netloc(text)
-    if scheme not in ("redis", "rediss") or not all(map(_is_place, places.split(","))):
-        raise ValueError("is no redis://host:port[/db] and no list redis://host:port,host:port")
-    return text
-
-
-_DATABASES: Final = {
-    "postgresql": "postgresql+psycopg",
-    "postgresql+psycopg": "postgresql+psycopg",
-    "sqlite": "sqlite",
-    "mssql+pyodbc": "mssql+pyodbc",
-}
-"""Schemes that we take, and SQLAlchemy's names of dialect and driver for them."""
-
-
-def _database(text: str) -> str:
-    scheme, _, rest = text.partition("://")
-    name = _DATABASES.get(scheme)
-    is_file = scheme == "sqlite"
-    # SQLite's place is a path: `sqlite:///relative` or `sqlite:////absolute`.
-    if name is None or (not rest.startswith("/") if is_file else not _is_place(_netloc(text)[1])):
-        raise ValueError(
-            "is no postgresql://user:password@host:port/name, sqlite:///path or mssql+pyodbc://…"
-        )
-    if is_file and len(rest) < 2:
-        raise ValueError("names no file: a record in memory would be gone with the process")
-    return f"{name}://{rest}"
-
-
-def _origins(text: str) -> str:
-    for origin in filter(None, map(str.strip, text.split(","))):
-        parts = urlsplit(origin)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path or parts.query:
-            raise ValueError(f"{origin[:80]!r} is no origin of the form https://host[:port]")
-    return text
-
-
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
-HttpUrl = Annotated[str, _url("http", "https")]
-SocketUrl = Annotated[str, _url("ws", "wss")]
+HttpUrl = Annotated[str, url_with("http", "https")]
+SocketUrl = Annotated[str, url_with("ws", "wss")]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
@@ -252,13 +187,13 @@ class ArchiveSettings(ConsumerSettings):
 class RedisSettings(_Settings):
     """Where the boards are: one server, or the seed list of a cluster (more than one host)."""
 
-    url: Annotated[str, AfterValidator(_seeds)] = Field(alias="REDIS_URL", repr=False)
+    url: Annotated[str, AfterValidator(redis_seeds)] = Field(alias="REDIS_URL", repr=False)
 
 
 class DatabaseSettings(_Settings):
     """A database: the system of record, or (for the relay) the game platform's own."""
 
-    url: Annotated[str, AfterValidator(_database)] = Field(alias="DATABASE_URL", repr=False)
+    url: Annotated[str, AfterValidator(database_url)] = Field(alias="DATABASE_URL", repr=False)
     """As SQLAlchemy takes it, with the driver's name."""
 
 
@@ -310,7 +245,7 @@ class ErasureSettings(_Settings):
 
 
 def _log_place(text: str) -> str:
-    scheme, place = _netloc(text)
+    scheme, place = netloc_of(text)
     path = urlsplit(text).path if scheme else ""
     if scheme == "file" and not place and len(path) > 1:
         return text.rstrip("/")
@@ -502,7 +437,7 @@ class DetectionSettings(_Settings):
 class OriginSettings(_Settings):
     """The web origins whose pages may call this function."""
 
-    allowed: Annotated[str, AfterValidator(_origins)] = Field("", alias="ALLOWED_ORIGINS")
+    allowed: Annotated[str, AfterValidator(web_origins)] = Field("", alias="ALLOWED_ORIGINS")
 
     def origins(self) -> tuple[str, ...]:
         return tuple(filter(None, map(str.strip, self.allowed.split(","))))
