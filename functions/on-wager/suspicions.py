@@ -23,7 +23,6 @@ from leaderboard.fraud_rules import parameters_of
 from leaderboard.model import Disposition, Offset, PositionChange, State, TournamentId
 from leaderboard.ports import BatchApplied
 
-SOURCE: Final = "/leaderboard/on-wager"
 HELD: Final = 100_000
 """Habits and ways up in memory, of all tournaments; those used longest ago are read again when
 they are needed."""
@@ -245,7 +244,7 @@ def alerts_of(
         events.append(
             ev.Event(
                 id=alert_id(tournament_id, one.offset, one.rule),
-                source=SOURCE,
+                source=ev.POSITION_SOURCE,
                 time_ms=one.time_ms,
                 data=data,
                 subject=one.player_id,

@@ -100,6 +100,20 @@ class HeldRefusedEvent(BaseModel):
     value: str | None
 
 
+class HeldFraudAlert(BaseModel):
+    """A suspicion that names the player, and what was decided about it; `evidence` and `reason`
+    only where it is about nobody else."""
+
+    kind: Literal["fraud_alert"]
+    tournament_id: str
+    rule: str
+    time: str
+    evidence: dict[str, Any] | None
+    state: Literal["open", "confirmed", "dismissed"]
+    decided_at: str | None
+    reason: str | None
+
+
 class HeldErasureRequest(BaseModel):
     """The player has asked to be forgotten, and that is not done everywhere."""
 
@@ -112,6 +126,7 @@ HeldThing = Annotated[
     | HeldEvent
     | HeldPositionChange
     | HeldConnectionAttempt
+    | HeldFraudAlert
     | HeldRefusedEvent
     | HeldErasureRequest,
     Field(discriminator="kind"),

@@ -10,7 +10,7 @@ REVOKE ALL ON ALL TABLES IN SCHEMA public FROM "archive";
 GRANT SELECT ON alembic_version, audit_heads, connection_attempts, dead_letters, erasure_requests, erasures, event_ids, exclusions, forgotten_players, fraud_alerts, fraud_reviews, inputs, log_positions, players, position_changes, producer_numbers, pseudonym_ends, pseudonym_keys, standings, told_changes, tournaments TO "archive";
 
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM "query";
-GRANT SELECT ON alembic_version, connection_attempts, dead_letters, erasure_requests, final_standings, inputs, players, position_changes, standings, tournaments TO "query";
+GRANT SELECT ON alembic_version, connection_attempts, dead_letters, erasure_requests, final_standings, fraud_alerts, fraud_reviews, inputs, players, position_changes, standings, tournaments TO "query";
 
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM "on-connect";
 GRANT SELECT ON alembic_version, forgotten_players, tournaments TO "on-connect";

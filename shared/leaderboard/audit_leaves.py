@@ -203,6 +203,10 @@ class Leaves:
             wager = data.wager
             cause_id = self._keys.id_of(wager.source, wager.id)
             return _dumps({"wager": {"id": cause_id, "source": wager.source}})
+        if isinstance(data, ev.FraudReviewed):
+            # As the leaf of the suspicion has it.
+            alert_id = self._keys.id_of(ev.POSITION_SOURCE, data.alert_id)
+            return _dumps({"alert_id": alert_id, **_told(data)})
         return _dumps(_told(data))
 
 
@@ -220,6 +224,7 @@ _TOLD: Final[Mapping[type[BaseModel], tuple[str, ...]]] = {
     ev.TournamentCancelled: ("decided_by",),
     ev.ConnectionDecided: ("allowed", "reason"),
     ev.FraudSuspected: ("rule",),
+    ev.FraudReviewed: ("decision", "decided_by"),
 }
 """What is told of each type as it is: what the fold needs, and who decided. Never free text, never
 what only a producer understands."""

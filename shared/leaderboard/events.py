@@ -314,7 +314,7 @@ GDPR_EVENTS: Final = "gdpr-events"
 CONNECTIONS: Final = "connections"
 GAME_EVENTS: Final = "game-events"
 POSITION_SOURCE: Final = "/leaderboard/on-wager"
-"""Who publishes position changes."""
+"""Who publishes position changes, and suspicions."""
 
 TOPICS: Final[Mapping[str, Mapping[str, type[Data]]]] = {
     WAGERS: {

@@ -59,6 +59,18 @@ def attempt(offset: int, player_id: str | None) -> LogEntry:
     )  # fmt: skip
 
 
+def suspected(offset: int, player_id: str, **evidence: Any) -> LogEntry:
+    told = {"tournament_id": T, "player_id": player_id, "rule": "velocity", "evidence": evidence}
+    data = ev.FraudSuspected.model_validate(told)
+    return entry(offset, data, event_id=f"{T}/{offset}/velocity")
+
+
+def reviewed(offset: int, of: int) -> LogEntry:
+    told = {"tournament_id": T, "alert_id": f"{T}/{of}/velocity", "decision": "dismissed"}
+    told |= {"decided_by": "olga", "reason": "seen"}
+    return entry(offset, ev.FraudReviewed.model_validate(told))
+
+
 def letter(offset: int, value: object, subject: str | None = None) -> ev.Record:
     headers = [("dlq_reason", b"schema")]
     headers += [] if subject is None else [("ce_subject", subject.encode())]
@@ -78,6 +90,12 @@ def filled(engine: sa.Engine) -> SqlArchive:
     archive.keep_changes(Place("position-changes", 0), "c/0", changes, Offset(3))
     attempts = [attempt(n, who) for n, who in enumerate([ALICE, BOB, None, ALICE])]
     archive.keep_attempts(Place("connections", 0), "a/0", attempts, Offset(4))
+    alerts = [
+        suspected(0, ALICE, wagers=101), suspected(1, BOB, wagers=102),
+        suspected(2, BOB, with_player_id=ALICE), suspected(3, ALICE, with_player_id=BOB),
+        *(reviewed(4 + n, of) for n, of in enumerate((0, 2))),
+    ]  # fmt: skip
+    archive.keep_alerts(Place("fraud-alerts", 0), "f/0", alerts, Offset(6))
     letters = [
         letter(0, {"player_id": ALICE, "stake_minor": -1}),
         letter(1, {"player_id": BOB, "stake_minor": -1}),
@@ -111,7 +129,7 @@ def test_everything_that_names_the_player_is_told_and_nothing_of_others(engine: 
     kinds = [one["kind"] for one in things]
     assert kinds == [
         *["tournament"] * 2, *["event"] * 4, *["position_change"] * 2,
-        *["connection_attempt"] * 2, *["refused_event"] * 4,
+        *["connection_attempt"] * 2, *["fraud_alert"] * 3, *["refused_event"] * 4,
     ]  # fmt: skip
     assert pages == 1
     assert things[0]["display_name"] == "Alice A"
@@ -119,6 +137,12 @@ def test_everything_that_names_the_player_is_told_and_nothing_of_others(engine: 
     assert [one["data"].get("score") for one in things[2:6]] == [None, 5, 7, 3]
     assert {one["became"] for one in things[2:6]} == {"applied"}
     assert things[8]["address"] == "192.0.2.7"
+    alerts = [(one["evidence"], one["state"], one["reason"]) for one in things[10:13]]
+    assert alerts == [
+        ({"wagers": 101}, "dismissed", "seen"),
+        (None, "dismissed", None),
+        (None, "open", None),
+    ]
     values = [one["value"] for one in things[-4:]]
     assert [value is None for value in values] == [False, True, False, False], "whose is it?"
     assert BOB not in json.dumps(things)
@@ -165,6 +189,7 @@ def _cursor(*parts: object) -> str:
         _cursor("events", 1, "2"), _cursor("events", 1, True), _cursor("events", 2**31, 1),
         _cursor("events", 1, 2**63), _cursor("events", -2, 1), _cursor("letters", "a\0", 1, 1),
         _cursor("letters", "x" * 300, 1, 1), _cursor("events", 1.5, 1),
+        _cursor("alerts", 1), _cursor("alerts", "x" * 250),
         _cursor("tournaments", None), base64.urlsafe_b64encode(b'{"a": 1}').decode(),
         base64.urlsafe_b64encode(b"[" * 300).decode(),
     ],
@@ -180,6 +205,7 @@ def test_hostile_cursor_of_the_right_shape_is_harmless(engine: sa.Engine) -> Non
         _cursor("letters", "'; DROP TABLE players; --", 1, 1),
         _cursor("events", 2**31 - 1, 2**63 - 1),
         _cursor("attempts", 0, 2**63 - 1),
+        _cursor("alerts", "' OR 1=1 --"),
     ):
         SqlHoldings(engine).page(ALICE, after, 10)
     assert told(engine, ALICE)[0]

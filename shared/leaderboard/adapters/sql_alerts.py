@@ -78,6 +78,10 @@ def _other(data: ev.FraudSuspected) -> str | None:
 
 
 def _keep_reviews(connection: sa.Connection, reviews: dict[str, tuple[Any, ...]]) -> None:
+    # A reason may name anybody.
+    emptied = sa.select(_ALERT.alert_id).where(_ALERT.evidence == _NO_EVIDENCE)
+    for (alert_id,) in among(connection, emptied, _ALERT.alert_id, reviews):
+        reviews[alert_id] = (*reviews[alert_id][:-1], NOBODY)
     table, column = tables.fraud_reviews, _REVIEW.alert_id
     known = {one for (one,) in among(connection, sa.select(column), column, reviews)}
     insert(connection, table, [row for name, row in reviews.items() if name not in known])

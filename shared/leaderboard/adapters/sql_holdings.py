@@ -32,7 +32,8 @@ LETTERS: Final = 100
 LETTERS_LOOKED_AT: Final = 2_000
 TOURNAMENTS: Final = 100
 _MAX_CURSOR: Final = 512
-_MAX_TOPIC: Final = 249
+_MAX_TEXT: Final = 249
+"""Of a key: names of topics are the longest."""
 _WHO, _OF = tables.players.c, tables.tournaments.c
 
 Thing = Mapping[str, Any]
@@ -240,6 +241,38 @@ def _attempts(asked: _Asked) -> _Step:
     return _Step(things, after, len(found))
 
 
+def _alerts(asked: _Asked) -> _Step:
+    row, review = tables.fraud_alerts.c, tables.fraud_reviews.c
+    named = sa.or_(row.player_id == asked.player_id, row.other_player_id == asked.player_id)
+    decided = (review.decision, review.decided_at_ms, review.reason)
+    found = asked.connection.execute(
+        sa.select(tables.fraud_alerts, *decided)
+        .outerjoin_from(tables.fraud_alerts, tables.fraud_reviews, row.alert_id == review.alert_id)
+        .where(named, _behind((row.alert_id,), asked.after))
+        .order_by(row.alert_id)
+        .limit(asked.limit)
+    ).all()
+    things = [_suspicion(asked.player_id, one) for one in found]
+    return _Step(things, None if len(found) < asked.limit else (found[-1].alert_id,), len(found))
+
+
+def _suspicion(player_id: PlayerId, row: Any) -> Thing:
+    """A suspicion of the player, or one that names them. What it says only where it is about nobody
+    else."""
+    is_own = row.player_id == player_id and row.other_player_id is None
+    at_ms = row.decided_at_ms
+    return {
+        "kind": "fraud_alert",
+        "tournament_id": row.tournament_id,
+        "rule": row.rule,
+        "time": format_time_ms(row.time_ms),
+        "evidence": json.loads(row.evidence) if is_own else None,
+        "state": row.decision or "open",
+        "decided_at": None if at_ms is None else format_time_ms(at_ms),
+        "reason": row.reason if is_own else None,
+    }
+
+
 def _letters(asked: _Asked) -> _Step:
     row = tables.dead_letters.c
     keys = (row.topic, row.log_partition, row.log_offset)
@@ -316,6 +349,7 @@ _SECTIONS: Final = (
     _Section("events", _events, (_NUMBER, _OFFSET)),
     _Section("changes", _changes, (_NUMBER, _OFFSET)),
     _Section("attempts", _attempts, (_NUMBER, _OFFSET)),
+    _Section("alerts", _alerts, (None,)),
     _Section("letters", _letters, (None, _NUMBER, _OFFSET)),
 )
 """A further kind of thing is one line here, at any place."""
@@ -343,6 +377,6 @@ def _read(after: str) -> tuple[int, tuple[Any, ...] | None]:
 
 def _fits(part: object, below: int | None) -> bool:
     if below is None:
-        return isinstance(part, str) and len(part) <= _MAX_TOPIC and part.isprintable()
+        return isinstance(part, str) and len(part) <= _MAX_TEXT and part.isprintable()
     # No true or false: they are numbers to Python.
     return isinstance(part, int) and not isinstance(part, bool) and -1 <= part < below

@@ -352,6 +352,8 @@ fraud_alerts = Table(
     "player; of who was forgotten the evidence is empty",
 )
 Index("fraud_alert_time", fraud_alerts.c.time_ms, fraud_alerts.c.alert_id)
+Index("fraud_alerts_of_player", fraud_alerts.c.player_id)
+Index("fraud_alerts_of_other", fraud_alerts.c.other_player_id)
 
 fraud_reviews = Table(
     "fraud_reviews",

@@ -31,6 +31,7 @@ _REBUILT: Final = frozenset(
 """What a lost board is made anew from."""
 _HELD: Final = frozenset(
     {"connection_attempts", "dead_letters", "erasure_requests", "inputs", "position_changes"}
+    | {"fraud_alerts", "fraud_reviews"}
 )
 """What a player gets with the tournaments, when they ask what is held on them."""
 _SHOWN: Final = frozenset({"tournaments", "players", "standings", "final_standings"})

@@ -39,6 +39,8 @@ def upgrade() -> None:
         "player; of who was forgotten the evidence is empty",
     )
     op.create_index("fraud_alert_time", "fraud_alerts", ["time_ms", "alert_id"])
+    op.create_index("fraud_alerts_of_player", "fraud_alerts", ["player_id"])
+    op.create_index("fraud_alerts_of_other", "fraud_alerts", ["other_player_id"])
     op.create_table(
         "fraud_reviews",
         sa.Column("alert_id", _text(192), nullable=False),
