@@ -19,6 +19,14 @@ def _beside(module: Any) -> None:
     module.forget_beside = lambda connection, players: None
 
 
+def _alerts(module: Any) -> None:
+    module.forget_alerts = lambda connection, players, key: None
+
+
+def _watch(module: Any) -> None:
+    module.Watch._forget = lambda self, player: None
+
+
 def _lease(module: Any) -> None:
     module.RedisConnections.release = module.RedisConnections.holder
 
@@ -53,6 +61,8 @@ ALL: dict[str, dict[str, Callable[[Any], None]]] = {
         "leaderboard.adapters.sql_archive": _beside,
         "leaderboard.adapters.sql_fold": _beside,
     },
+    "alerts": {"leaderboard.adapters.sql_archive": _alerts},
+    "watch": {"leaderboard.fraud": _watch},
     "lease": {"leaderboard.adapters.redis_connections": _lease},
     "request": {"leaderboard.adapters.sql_requests": _request},
     "log": {"leaderboard.adapters.redis_erasures": _log},

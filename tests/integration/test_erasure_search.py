@@ -96,6 +96,7 @@ class Life:
         socket = self.socket(who, self.live)
         wait_for(lambda: bool(socket.of_type("top")), 20)
         self.refused("before")
+        self.suspected()
         over = ev.TournamentEnded(tournament_id=self.past, decided_by="operator")
         ended = path.publish([event(over)])[-1]
         path.reached(self.past, ended.offset)
@@ -103,8 +104,36 @@ class Life:
         wait_for(lambda: len(self.exported("refused_event")) == 2, 30)
         wait_for(lambda: len(self.exported("event")) == 6, 30)
         wait_for(lambda: len(self.exported("connection_attempt")) >= 1, 30)
+        wait_for(lambda: len(self.exported("fraud_alert")) == 2, 30)
+        assert self.player.name in str(self.exported("fraud_alert"))
         assert self.player.name in str(self.exported("tournament"))
         assert self.player.agent in str(self.exported("connection_attempt"))
+
+    def suspected(self) -> None:
+        """Of fraud, and named beside somebody else; an operator had something to say about it."""
+        who, note = self.player.player_id, {"note": self.player.name}
+        alerts = [
+            ev.FraudSuspected(tournament_id=self.live, player_id=who, rule="own", evidence=note),
+            ev.FraudSuspected(
+                tournament_id=self.live,
+                player_id=self.bob,
+                rule="other",
+                evidence={"with_player_id": who, **note},
+            ),
+        ]
+        names = [f"{self.live}/7/{one.rule}" for one in alerts]
+        reviews = [
+            ev.FraudReviewed(
+                tournament_id=self.live,
+                alert_id=name,
+                decision="dismissed",
+                decided_by="operator",
+                reason=f"{who} called",
+            )
+            for name in names
+        ]
+        told = [event(one, event_id=name) for one, name in zip(alerts, names, strict=True)]
+        self.path.publish([*told, *map(event, reviews)], ev.FRAUD_ALERTS)
 
     def refused(self, when: str) -> None:
         """Events that can never work, with the player in value, subject and key."""
@@ -323,7 +352,8 @@ def test_search_finds_what_the_docs_say_is_kept_and_nothing_else(
         before = Search(path, life.player.traces()).everywhere()
         kept = kept_by_the_docs()
         assert before.found.keys() > kept - {"kafka:gdpr-events"}, "the search sees what there is"
-        for place in ("redis:{t}:", "sql:players", "sql:inputs", "sql:connection_attempts"):
+        rows = ("players", "inputs", "connection_attempts", "fraud_alerts", "fraud_reviews")
+        for place in ("redis:{t}:", "redis:{t}:watch", *(f"sql:{one}" for one in rows)):
             assert any(one.startswith(place) for one in before.found), place
         life.erased()
         life.came_late()
@@ -351,7 +381,9 @@ def _check_looked_at(search: Search) -> None:
     kinds = {place.partition(":")[0] for place in search.looked_at}
     assert kinds == {"redis", "sql", "kafka", "metrics", "file"}
     topics = {place for place in search.looked_at if place.startswith("kafka:")}
-    assert topics >= {f"kafka:{one}" for one in ("wagers", "gdpr-events", "connections")}
+    assert topics >= {
+        f"kafka:{one}" for one in ("wagers", "gdpr-events", "connections", "fraud-alerts")
+    }
     files = {place for place in search.looked_at if place.startswith("file:")}
     logs = ("archive-1", "erase-1", "gateway", "kafka", "on-wager-1", "postgres", "query-1")
     assert files >= {*(f"file:logs/{name}.log" for name in logs), "file:data/traces.jsonl"}
@@ -360,6 +392,8 @@ def _check_looked_at(search: Search) -> None:
 
 BROKEN: Final = {
     "beside": {"sql:connection_attempts", "sql:dead_letters"},
+    "alerts": {"sql:fraud_alerts", "sql:fraud_reviews"},
+    "watch": {"redis:{t}:watch"},
     "lease": {"redis:{t}:sockets"},
     "request": {"sql:erasure_requests"},
     "log": {"file:logs/erase-1.log"},

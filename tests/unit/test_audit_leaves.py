@@ -198,6 +198,19 @@ def test_ids_of_events_are_equal_where_the_events_are() -> None:
     assert KEYS.id_of("/game", "w-1") != log_keys(b"another").id_of("/game", "w-1")
 
 
+def test_leaf_of_a_decision_names_the_leaf_of_the_suspicion() -> None:
+    told = record_of("fraud.suspected", id="t1/7/velocity", source=ev.POSITION_SOURCE)
+    suspected = decode(leaf_of(told))
+    why = {**DATA["fraud.reviewed"], "reason": PERSONAL}
+    reviewed = decode(leaf_of(record_of("fraud.reviewed", why)))
+    assert reviewed.data == {
+        "alert_id": suspected.id,
+        "decision": "confirmed",
+        "decided_by": "olga",
+    }
+    assert (suspected.player, reviewed.player) == (ALICE.pseudonym, None)
+
+
 def test_longest_record_makes_a_leaf_that_a_log_takes() -> None:
     def schedule(games: int) -> bytes:
         rules = {"scoring": {"kind": "stake"}, "games": ["\x01" * 5] * games}
