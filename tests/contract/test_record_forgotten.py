@@ -14,13 +14,19 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from leaderboard.adapters import sql_archive, sql_fold
+from leaderboard.adapters import sql_alerts, sql_archive, sql_fold
 from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.sql_archive import SqlArchive
 from leaderboard.adapters.sql_engine import reading
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.errors import Refusal
-from leaderboard.events import CauseData, ConnectionDecided, PositionChanged, Record
+from leaderboard.events import (
+    CauseData,
+    ConnectionDecided,
+    FraudSuspected,
+    PositionChanged,
+    Record,
+)
 from leaderboard.fold import LogEntry
 from leaderboard.model import Offset, Place, PlayerId, erasure_id_of
 from logs import ALICE, START_MS, TOMBSTONE_KEY, T, entry, erased, scheduled, scored
@@ -258,12 +264,19 @@ def keep_change(engine: sa.Engine) -> None:
     archive_of(engine).keep_changes(place, "p/0", [entry(0, data)], Offset(1))
 
 
+def keep_alert(engine: sa.Engine) -> None:
+    evidence = {"note": NEEDLE}
+    data = FraudSuspected(tournament_id=T, player_id=NEEDLE, rule="velocity", evidence=evidence)
+    place, one = Place("fraud-alerts", 0), entry(0, data, event_id=f"{T}/1/velocity")
+    archive_of(engine).keep_alerts(place, "f/0", [one], Offset(1))
+
+
 def fold_erasure(engine: sa.Engine) -> None:
     take(fold_of(engine), [erased(2, NEEDLE)])
 
 
-KEEPERS = [keep_attempt, keep_letter, keep_change]
-RACES = [(keep, fold_erasure) for keep in KEEPERS] + [(keep, forget) for keep in KEEPERS[:2]]
+KEEPERS = [keep_attempt, keep_letter, keep_alert, keep_change]
+RACES = [(keep, fold_erasure) for keep in KEEPERS] + [(keep, forget) for keep in KEEPERS[:3]]
 
 
 def race(engine: sa.Engine, first: Any, stopped: Stopped, second: Any) -> None:
@@ -279,7 +292,8 @@ def race(engine: sa.Engine, first: Any, stopped: Stopped, second: Any) -> None:
         thread.join(PATIENCE_SECONDS)
         assert not thread.is_alive()
     found = dump(engine)
-    kept = [found[name] for name in ("connection_attempts", "dead_letters", "position_changes")]
+    tables_kept = ("connection_attempts", "dead_letters", "fraud_alerts", "position_changes")
+    kept = [found[name] for name in tables_kept]
     (row,) = (row for rows in kept for row in rows)
     assert not names(row, NEEDLE)
     assert waited, "they never met"
@@ -291,7 +305,8 @@ def test_what_is_being_kept_while_the_player_is_forgotten_is_forgotten(
 ) -> None:
     take(fold_of(engine), [scheduled(0), scored(1, NEEDLE, 5)])
     archive_of(engine)._months.ensure(202510)
-    race(engine, keep, Stopped(monkeypatch, sql_archive, "insert"), forgets)
+    where = sql_alerts if keep is keep_alert else sql_archive
+    race(engine, keep, Stopped(monkeypatch, where, "insert"), forgets)
 
 
 @pytest.mark.parametrize(("keep", "forgets"), RACES)

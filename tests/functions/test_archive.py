@@ -42,7 +42,7 @@ from records import dump, fresh_database
 from running import wait_for
 from samples import structured_of
 
-TOPICS = [ev.WAGERS, ev.POSITION_CHANGES, ev.CONNECTIONS, ev.GDPR_EVENTS]
+TOPICS = [ev.WAGERS, ev.POSITION_CHANGES, ev.FRAUD_ALERTS, ev.CONNECTIONS, ev.GDPR_EVENTS]
 DLQ = ev.dead_letter_topic(ev.WAGERS)
 READ_SECONDS = 90.0
 SESSION_MS = 2_000
@@ -246,6 +246,14 @@ def attempt_of(tournament_id: str, player_id: str) -> Record:
     return encode_kafka(ev.Event(uuid.uuid4().hex, "/on-connect", START_MS, data), ev.CONNECTIONS)
 
 
+def alert_of(tournament_id: str, player_id: str) -> Record:
+    data = ev.FraudSuspected(
+        tournament_id=tournament_id, player_id=player_id, rule="velocity", evidence={"wagers": 101}
+    )
+    alert_id = f"{tournament_id}/{player_id}/velocity"
+    return encode_kafka(ev.Event(alert_id, "/t", START_MS, data), ev.FRAUD_ALERTS)
+
+
 def letters_of(tournament_id: str) -> list[Record]:
     """A dead letter, the mark that it was handled, and one whose bytes are hostile."""
     key = tournament_id.encode()
@@ -277,19 +285,24 @@ def test_every_topic_is_kept_as_it_came(
     before = [*wagers, structured, garbage, *letters_of(t)]
     before += [change_of(t, 3), change_of(t, 4), change_of(t, 3)]
     before += [attempt_of(t, "p1"), attempt_of(t, "p7")]
+    before += [alert_of(t, "p1"), alert_of(t, "p7")]
     before += [Record(ev.CONNECTIONS, t.encode(), b"\xff garbage", ())]
+    before += [Record(ev.FRAUD_ALERTS, t.encode(), b"\xff garbage", ())]
     send(servers, before)
     archives.start()
     attempts, letters = tables.connection_attempts, tables.dead_letters
     mine = attempts.c.tournament_id == t
     wait_for(lambda: count(engine, attempts, mine) == 2, READ_SECONDS)
     send(servers, [gone])
+    emptied = (tables.fraud_alerts.c.tournament_id == t, tables.fraud_alerts.c.evidence == "{}")
+    wait_for(lambda: count(engine, tables.fraud_alerts, *emptied) == 1, READ_SECONDS)
+    assert count(engine, tables.fraud_alerts, emptied[0]) == 2
     unnamed = (mine, attempts.c.player_id.is_(None))
     wait_for(lambda: count(engine, attempts, *unnamed) == 1, READ_SECONDS)
     wait_for(lambda: inputs_of(engine, t) == 7, READ_SECONDS)
     own = letters.c.tournament_id.like(f"%{t}")
-    # Three of `wagers`, and the one that archive buried itself; garbage in `wagers` is not its.
-    wait_for(lambda: count(engine, letters, own) == 4, READ_SECONDS)
+    # Three of `wagers`, and the two that archive buried itself; garbage in `wagers` is not its.
+    wait_for(lambda: count(engine, letters, own) == 5, READ_SECONDS)
     with reading(engine) as connection:
         kept = connection.execute(
             sa.select(letters).where(own).order_by(letters.c.topic, letters.c.log_offset)
@@ -301,8 +314,9 @@ def test_every_topic_is_kept_as_it_came(
         ).scalars()
         assert list(changes) == [3, 4]
         bodies = connection.execute(sa.select(tables.inputs.c.data)).scalars().all()
-    assert [one.topic for one in kept] == [ev.dead_letter_topic(ev.CONNECTIONS), DLQ, DLQ, DLQ]
-    refused, marked, hostile = kept[1:]
+    buried = [ev.dead_letter_topic(one) for one in (ev.CONNECTIONS, ev.FRAUD_ALERTS)]
+    assert [one.topic for one in kept] == [*buried, DLQ, DLQ, DLQ]
+    refused, marked, hostile = kept[2:]
     assert (refused.reason, refused.value, refused.handled) == ("schema", b"{not json", 0)
     assert json.loads(refused.headers)["dlq_offset"] == "9"
     assert marked.handled == 1

@@ -36,7 +36,7 @@ from logs import START_MS, TOMBSTONE_KEY
 from records import fresh_database
 from running import wait_for
 
-TOPICS = (ev.WAGERS, ev.POSITION_CHANGES, ev.CONNECTIONS, ev.GDPR_EVENTS)
+TOPICS = (ev.WAGERS, ev.POSITION_CHANGES, ev.FRAUD_ALERTS, ev.CONNECTIONS, ev.GDPR_EVENTS)
 READ_SECONDS = 200.0
 KILLS = 6
 WAGERS_SENT = 25_000

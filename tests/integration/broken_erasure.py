@@ -16,7 +16,7 @@ from typing import Any
 
 
 def _beside(module: Any) -> None:
-    module.forget_beside = lambda connection, players: None
+    module.forget_beside = lambda connection, players, key: None
 
 
 def _alerts(module: Any) -> None:
@@ -61,7 +61,7 @@ ALL: dict[str, dict[str, Callable[[Any], None]]] = {
         "leaderboard.adapters.sql_archive": _beside,
         "leaderboard.adapters.sql_fold": _beside,
     },
-    "alerts": {"leaderboard.adapters.sql_archive": _alerts},
+    "alerts": {"leaderboard.adapters.sql_erasure": _alerts},
     "watch": {"leaderboard.fraud": _watch},
     "lease": {"leaderboard.adapters.redis_connections": _lease},
     "request": {"leaderboard.adapters.sql_requests": _request},

@@ -25,8 +25,15 @@ from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.adapters.sql_snapshot import SqlSnapshots
 from leaderboard.audit_leaves import BESIDE
 from leaderboard.errors import SettingsError
-from leaderboard.events import ConnectionDecided, PositionChanged, Record
+from leaderboard.events import (
+    ConnectionDecided,
+    FraudReviewed,
+    FraudSuspected,
+    PositionChanged,
+    Record,
+)
 from leaderboard.fold import LogEntry
+from leaderboard.fraud_ports import AlertFilter
 from leaderboard.model import Offset, Place, State, TournamentId
 from leaderboard.record_ports import Head
 from leaderboard.stack import access_sql
@@ -153,18 +160,31 @@ def changed(offset: int, sequence: int) -> LogEntry:
     return entry(offset, PositionChanged.model_validate(told))
 
 
+def suspected(offset: int) -> LogEntry:
+    evidence = {"with_player_id": CAROL}
+    data = FraudSuspected(tournament_id=T, player_id=BOB, rule="velocity", evidence=evidence)
+    return entry(offset, data, event_id=f"{T}/1/velocity")
+
+
+def reviewed(offset: int) -> LogEntry:
+    told = {"tournament_id": T, "alert_id": f"{T}/1/velocity", "decision": "dismissed"}
+    return entry(offset, FraudReviewed.model_validate({**told, "decided_by": "olga"}))
+
+
 def archived(engine: sa.Engine, *, to_the_end: bool) -> None:
     """Everything that `archive` does with the record; again for what is there already."""
     sql_migrations.check(engine)
     archive = SqlArchive(engine, TOMBSTONE_KEY, 2, now_ms=lambda: START_MS)
     letters, changes = Place("wagers-dlq", 0), Place("position-changes", 0)
-    attempts = Place("connections", 0)
+    attempts, alerts = Place("connections", 0), Place("fraud-alerts", 0)
     for number, part in enumerate(entries() if to_the_end else entries()[:-1]):
         batch, end = put_down(part), Offset(part[-1].offset + 1)
         archive.fold(Place("wagers", 0), LOG, batch, end)
         at, upto = Offset(number), Offset(number + 1)
         archive.keep_changes(changes, "c/0", [changed(at, number)], upto)
         archive.keep_attempts(attempts, "a/0", [attempt(at)], upto)
+        told = [suspected(2 * at), reviewed(2 * at + 1)]
+        archive.keep_alerts(alerts, "f/0", told, Offset(2 * upto))
         letter = Record("wagers-dlq", BOB.encode(), b"{}", (("dlq_reason", b"schema"),), 0, at, 1)
         archive.keep_dead_letters(letters, "d/0", [letter], upto)
         archive.ledgers(0)
@@ -217,6 +237,13 @@ def erases(engine: sa.Engine) -> None:
     record.top(T, 10)
 
 
+def queue(engine: sa.Engine) -> None:
+    """What `tournament` shows to operators."""
+    alerts = sql_reading.opened_alerts(engine)
+    alerts.find(f"{T}/1/velocity")
+    alerts.list(AlertFilter(player_id=BOB, state="open"), 10)
+
+
 def holdings(engine: sa.Engine) -> None:
     """Everything that is held on a player."""
     held, after = sql_reading.holdings_in(engine), None
@@ -263,6 +290,8 @@ def works_on(role: str, engine: sa.Engine, *, to_the_end: bool) -> None:
             reads(sql_reading.opened(engine))
             if role == "query":
                 holdings(engine)
+            else:
+                queue(engine)
         case _:
             raise AssertionError(f"{role}: what does it do?")
 

@@ -4,7 +4,7 @@ forgotten."""
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from leaderboard import events as ev
 from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.sql_engine import among, insert, reading, update
-from leaderboard.adapters.sql_erasure import NOBODY, marked
+from leaderboard.adapters.sql_erasure import NO_EVIDENCE, NOBODY, marked
 from leaderboard.fold import LogEntry
 from leaderboard.fraud_ports import Alert, AlertFilter
 from leaderboard.model import Offset, PlayerId, TournamentId, erased_name, tombstone
@@ -20,7 +20,6 @@ from leaderboard.model import Offset, PlayerId, TournamentId, erased_name, tombs
 _ALERT = tables.fraud_alerts.c
 _REVIEW = tables.fraud_reviews.c
 _LONGEST_ID: Final = 192
-_NO_EVIDENCE: Final = "{}"
 _OTHER: Final = "with_player_id"
 """Of the evidence: another player whom it names."""
 
@@ -62,7 +61,7 @@ def _row(
     player, other, evidence = data.player_id, _other(data), json.dumps(data.evidence)
     sequence, severity = data.evidence.get("sequence"), data.evidence.get("severity")
     if player in forgotten or other in forgotten:
-        evidence, other = _NO_EVIDENCE, None
+        evidence, other = NO_EVIDENCE, None
     if player in forgotten:
         player = erased_name(tombstone(key, data.tournament_id, player))
     return (
@@ -79,7 +78,7 @@ def _other(data: ev.FraudSuspected) -> str | None:
 
 def _keep_reviews(connection: sa.Connection, reviews: dict[str, tuple[Any, ...]]) -> None:
     # A reason may name anybody.
-    emptied = sa.select(_ALERT.alert_id).where(_ALERT.evidence == _NO_EVIDENCE)
+    emptied = sa.select(_ALERT.alert_id).where(_ALERT.evidence == NO_EVIDENCE)
     for (alert_id,) in among(connection, emptied, _ALERT.alert_id, reviews):
         reviews[alert_id] = (*reviews[alert_id][:-1], NOBODY)
     table, column = tables.fraud_reviews, _REVIEW.alert_id
@@ -87,25 +86,6 @@ def _keep_reviews(connection: sa.Connection, reviews: dict[str, tuple[Any, ...]]
     insert(connection, table, [row for name, row in reviews.items() if name not in known])
     names = [one.name for one in table.columns]
     update(connection, table, names[:1], names[1:], [reviews[name] for name in sorted(known)])
-
-
-def forget_alerts(connection: sa.Connection, players: Collection[str], key: bytes) -> None:
-    """Leave of suspicions about these players that there was one: by which rule, in which
-    tournament, when, and what was decided. To be called alone with the marks."""
-    names = sorted(players)
-    if not names:
-        return
-    emptied: list[tuple[Any, ...]] = []
-    for column in (_ALERT.player_id, _ALERT.other_player_id):
-        found = sa.select(_ALERT.alert_id, _ALERT.tournament_id, _ALERT.player_id)
-        for alert_id, tournament_id, player in among(connection, found, column, names):
-            if player in players:
-                player = erased_name(tombstone(key, tournament_id, player))  # noqa: PLW2901
-            emptied.append((alert_id, player, None, _NO_EVIDENCE))
-    left = ("player_id", "other_player_id", "evidence")
-    update(connection, tables.fraud_alerts, ("alert_id",), left, emptied)
-    reasons = sorted({(row[0], NOBODY) for row in emptied})
-    update(connection, tables.fraud_reviews, ("alert_id",), ("reason",), reasons)
 
 
 class SqlAlerts:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from leaderboard import events as ev
 from leaderboard.adapters import sql_schema as tables
-from leaderboard.adapters.sql_alerts import forget_alerts, keep_alerts
+from leaderboard.adapters.sql_alerts import keep_alerts
 from leaderboard.adapters.sql_engine import find, insert, reading, update, writing
 from leaderboard.adapters.sql_erasure import (
     NO_HEADERS,
@@ -213,12 +213,11 @@ class SqlArchive:
             }
             alone_with_marks(connection)
             mark_forgotten(connection, self._key, requested)
-            forget_beside(connection, requested)
+            forget_beside(connection, requested, self._key)
             put_down_requests(
                 connection,
                 {erasure_id_of(self._key, one): (one, at_ms) for one, at_ms in requested.items()},
             )
-            forget_alerts(connection, requested, self._key)
         return len(fresh)
 
     # looking back at the fold

@@ -17,7 +17,7 @@ from leaderboard.adapters.sql_engine import among, insert, update
 from leaderboard.dead_letters import ids_in
 from leaderboard.events import Event
 from leaderboard.fold import event_key
-from leaderboard.model import erasure_id_of
+from leaderboard.model import erased_name, erasure_id_of, tombstone
 
 _KEPT: Final = frozenset(
     {"tournament_id", "game_id", "stake_minor", "win_minor", "currency", "score", "subscore"}
@@ -27,6 +27,8 @@ _KEPT: Final = frozenset(
 NOBODY: Final = "erased"
 NO_HEADERS: Final = "{}"
 """Of a dead letter that named somebody; its value is gone as well."""
+NO_EVIDENCE: Final = "{}"
+"""Of a suspicion that names somebody."""
 _LOCK: Final = 5_318_010
 """Of PostgreSQL's advisory locks; the two before are of the months and the migrations."""
 _AT_ONCE: Final = 500
@@ -150,8 +152,8 @@ def mark_forgotten(
     return fresh
 
 
-def forget_beside(connection: sa.Connection, players: Collection[str]) -> None:
-    """Rewrite who asked for sockets, and the refused events that name these players.
+def forget_beside(connection: sa.Connection, players: Collection[str], key: bytes) -> None:
+    """Rewrite who asked for sockets, suspicions, and the refused events that name these players.
 
     Reads all dead letters: erasures are rare, and nothing else asks whom they name."""
     if not players:
@@ -164,6 +166,7 @@ def forget_beside(connection: sa.Connection, players: Collection[str]) -> None:
             .where(attempts.c.player_id.in_(wanted[start : start + _AT_ONCE]))
             .values(player_id=None, address=None, user_agent=None, event_id=NOBODY)
         )
+    forget_alerts(connection, wanted, key)
     table = tables.dead_letters
     keys = list(table.primary_key.columns)
     names = frozenset(wanted)
@@ -178,6 +181,25 @@ def forget_beside(connection: sa.Connection, players: Collection[str]) -> None:
         # A producer that took the player for the key: it stands where a tournament should.
         is_key = table.c.tournament_id.in_(wanted[start : start + _AT_ONCE])
         connection.execute(sa.update(table).where(is_key).values(tournament_id=None))
+
+
+def forget_alerts(connection: sa.Connection, players: Collection[str], key: bytes) -> None:
+    """Leave of suspicions about these players that there was one: by which rule, in which
+    tournament, when, and what was decided."""
+    row = tables.fraud_alerts.c
+    emptied: list[tuple[Any, ...]] = []
+    for column in (row.player_id, row.other_player_id):
+        found = sa.select(row.alert_id, row.tournament_id, row.player_id)
+        for alert_id, tournament_id, player in among(connection, found, column, sorted(players)):
+            name = player
+            if player in players:
+                name = erased_name(tombstone(key, tournament_id, player))
+            emptied.append((alert_id, name, None, NO_EVIDENCE))
+    left = ("player_id", "other_player_id", "evidence")
+    update(connection, tables.fraud_alerts, ("alert_id",), left, emptied)
+    # A reason may name anybody.
+    reasons = sorted({(one[0], NOBODY) for one in emptied})
+    update(connection, tables.fraud_reviews, ("alert_id",), ("reason",), reasons)
 
 
 def named_in(letter: Any) -> frozenset[str]:

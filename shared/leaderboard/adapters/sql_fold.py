@@ -144,7 +144,8 @@ class _Fold:
             return
         alone_with_marks(self._connection)
         self._rows.forget_changes()
-        forget_beside(self._connection, mark_forgotten(self._connection, self._key, requested))
+        fresh = mark_forgotten(self._connection, self._key, requested)
+        forget_beside(self._connection, fresh, self._key)
 
     # the terms
 
