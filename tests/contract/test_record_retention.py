@@ -64,7 +64,7 @@ class Past:
     def tournament(
         self, name: str, ended_ms: int, *, is_over: bool = True, confirmed: bool = True
     ) -> None:
-        """One with players, an erasure, a final board, changes and keys."""
+        """One with players, an erasure, a final board, changes, a suspicion and keys."""
         start_ms = ended_ms - DAY_MS
         log = [
             scheduled(0, starts_ms=start_ms, ends_ms=ended_ms + 1),
@@ -87,6 +87,10 @@ class Past:
             change = (name, 7, month, "p1", None, 1, 5, 0, None, "/tests", "e7", ended_ms)
             insert(connection, tables.position_changes, [change])
             insert(connection, tables.told_changes, [(name, 7)])
+            alert = (f"{name}/7/velocity", name, 7, "velocity", "p1", None, ended_ms, 125, "{}")
+            insert(connection, tables.fraud_alerts, [alert])
+            review = (alert[0], name, "dismissed", "olga", ended_ms, None)
+            insert(connection, tables.fraud_reviews, [review])
             insert(connection, tables.pseudonym_keys, [(name, "er-1", b"k" * 32)])
             insert(connection, tables.pseudonym_ends, [(name, "er-2", 0, 7, 0, 1, ended_ms)])
 
@@ -127,10 +131,15 @@ def rows_of(engine: sa.Engine, tournament: str) -> dict[str, int]:
     """Rows by table that belong to a tournament, by name or by number."""
     whole = dump(engine)
     numbers = {row[0] for row in whole["tournaments"] if row[1] == tournament}
-    return {
-        table.name: sum(1 for row in whole[table.name] if row[0] in numbers | {tournament})
+    own = {
+        table.name: 0
         for table in tables.metadata.sorted_tables
         if table.columns.keys()[0] in ("tournament_no", "tournament_id")
+    }
+    own |= {"fraud_alerts": 1, "fraud_reviews": 1}
+    return {
+        name: sum(1 for row in whole[name] if row[at] in numbers | {tournament})
+        for name, at in own.items()
     }
 
 

@@ -25,6 +25,8 @@ SERVED: Final = {one.url_setting: one.name for one in FUNCTIONS if one.target is
 """The functions that speak HTTP, by where `.stack.env` tells their address."""
 ROLES: Final = ("player", "operator", "service", "auditor")
 PLAYER: Final = "p1"
+NOWHERE: Final = {"erasure_id": "er-1", "sequence": "1", "rule": "velocity"}
+"""Names in paths, of things that are not there."""
 Told = Callable[[str, object], None]
 
 
@@ -112,7 +114,7 @@ def test_a_token_that_proves_nothing_opens_no_operation(
     for name, methods in told["paths"].items():
         for method, operation in methods.items():
             if operation["security"]:
-                where = url + name.format(**known(cup), erasure_id="er-1")
+                where = url + name.format(**known(cup), **NOWHERE)
                 answer = path.http.request(method, where, headers=headers)
                 assert answer.status_code == 401, (method, where, answer.text)
                 assert_problem(answer)
@@ -211,7 +213,7 @@ def test_a_page_elsewhere_can_do_nothing_in_a_players_name(
     tried = 0
     for name, methods in told["paths"].items():
         for method, operation in methods.items():
-            where = url + name.format(**known(cup), erasure_id="er-1")
+            where = url + name.format(**known(cup), **NOWHERE)
             asked = {"Access-Control-Request-Method": method.upper()}
             for verb, headers in ((method, cookie), ("OPTIONS", asked)):
                 answer = path.http.request(verb, where, headers={**elsewhere, **headers})
