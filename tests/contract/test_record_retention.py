@@ -376,7 +376,7 @@ def test_the_commands_tell_what_they_do(tmp_path: Path) -> None:
         True,
     )
     assert command(url, "status").returncode == 1
-    assert command(url, "upgrade").stdout == "the record is at record_0005\n"
+    assert command(url, "upgrade").stdout == "the record is at record_0006\n"
     status = command(url, "status")
     assert (status.returncode, status.stdout.startswith("current: ")) == (0, True)
     with engine_of(url, migrated=False) as engine:
