@@ -29,7 +29,7 @@ local last = redis.call('LINDEX', KEYS[1], -1)
 local stands = last and struct.unpack('<d', last) or -1
 if stands == tonumber(ARGV[2]) and ARGV[4] == '0' then return 1 end
 if stands ~= tonumber(ARGV[1]) then return 0 end
-if ARGV[4] == '1' then redis.call('DEL', KEYS[1]) end
+if ARGV[4] == '1' then redis.call('UNLINK', KEYS[1]) end
 redis.call('RPUSH', KEYS[1], ARGV[3])
 redis.call('EXPIRE', KEYS[1], ARGV[5])
 return 1

@@ -98,7 +98,7 @@ CALLS: Final[Mapping[str, Uses]] = {
     "progress.forget": _uses("HDEL", ["progress:*"]),
     "watches.read": _uses("LRANGE", reads=_of_board("watch")),
     "watches.append": _uses(f"{_SCRIPT} EXPIRE LINDEX RPUSH", _of_board("watch")),
-    "watches.replace": _uses(f"{_SCRIPT} DEL EXPIRE LINDEX RPUSH", _of_board("watch")),
+    "watches.replace": _uses(f"{_SCRIPT} EXPIRE LINDEX RPUSH UNLINK", _of_board("watch")),
     "erasures.begin": _uses("EVAL HEXISTS HGETALL HSET HSETNX ZADD", ["erasures:*", _PENDING]),
     "erasures.find": _uses("HGETALL", reads=["erasures:*"]),
     "erasures.mark": _uses(
