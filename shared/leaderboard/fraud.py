@@ -16,7 +16,7 @@ player who is forgotten so is a new one when they come again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import exp, log, log2, sqrt
+from math import expm1, log1p, log2, sqrt
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from leaderboard.fraud_rules import (
@@ -43,6 +43,8 @@ SURE: Final = 2
 """Times that a player met the same one, beyond those with others, before the pair is looked at: by
 chance one meets whoever comes (the majority vote of Boyer and Moore, 1981)."""
 MINUTE_MS: Final = 60_000
+_PRUNED_EVERY: Final = 7
+"""A player's times that have left the window are dropped with every eighth wager (a mask)."""
 PAIR_KEPT_MS: Final = 600_000
 """Of event time: two who have not met for so long begin anew."""
 
@@ -142,7 +144,8 @@ _TIMES, _COUNT, _MEAN, _VARIANCE, _PARTNER, _VOTES = range(6)
 there ever were; mean and variance of the stakes' logarithm; whom the player met most of late, and
 by how many votes; then `_TOLD`."""
 _CLIMB: Final = 0
-"""A way up: (time, rank) of the window, flat, ranks falling; then `_TOLD`."""
+"""A way up: (time, rank) of the window, flat, ranks falling, of ranks from which the rule can be
+broken; then `_TOLD`."""
 _TOLD: Final = -1
 """Rule → when it last told of the player; None before."""
 _WHO, _WHEN = range(2)
@@ -233,9 +236,10 @@ class Watch:
     def _see_wagers(self, wagers: Sequence[Wager]) -> None:  # noqa: PLR0915 - a call costs as much
         velocity, outlier, pairs = self._hot_rules
         most, window_ms, warm_up, forgetting, settled, squared, floor, least, turn_ms = self._hot
-        habits, keys = self._habits.newer, self._keys.newer
+        habit_of, last_of = self._habits.newer.get, self._keys.newer.get
+        remaining = 1 - forgetting
         for offset, at, player, stake, game in wagers:
-            habit = habits.get(player)
+            habit = habit_of(player)
             if habit is None:
                 habit = self._habits.kept(player)
                 if habit is None:
@@ -245,15 +249,17 @@ class Watch:
             habit[1] = count = count + 1
             if velocity is not None:
                 times.append(at)
-                if times[0] <= at - window_ms:
-                    _leave_after(times, at - window_ms)
-                if len(times) > most:
-                    if self._wants(told, "velocity", at):
-                        self._too_fast(offset, at, player, habit, velocity)
-                    # So many and no more are kept, and the next one is above the limit again.
-                    del times[0]
+                # Looked at now and then: it's for the memory, and before the count is believed.
+                if not count & _PRUNED_EVERY or len(times) > most:
+                    if times[0] <= at - window_ms:
+                        _leave_after(times, at - window_ms)
+                    if len(times) > most:
+                        if self._wants(told, "velocity", at):
+                            self._too_fast(offset, at, player, habit, velocity)
+                        # So many and no more are kept, and the next one is above the limit again.
+                        del times[0]
             if outlier is not None:
-                away = log(stake + 1) - mean
+                away = log1p(stake) - mean
                 if (
                     away > least
                     and count > warm_up
@@ -263,32 +269,35 @@ class Watch:
                         self._too_much(offset, at, player, stake, habit, outlier)
                     # What is far outside is not the habit: it may move it as far as it may go.
                     away = sqrt(squared * max(variance, floor))
-                weight = forgetting if count > settled else 1 / count
-                away_weighted = weight * away
-                habit[2] = mean + away_weighted
-                habit[3] = (1 - weight) * (variance + away_weighted * away)
+                if count > settled:
+                    moved = forgetting * away
+                    habit[3] = remaining * (variance + moved * away)
+                else:
+                    moved = away / count
+                    habit[3] = (1 - 1 / count) * (variance + moved * away)
+                habit[2] = mean + moved
             if pairs is not None:
-                key = (game, stake)
-                last = keys.get(key)
+                last = last_of((game, stake))
                 if last is None:
-                    last = self._keys.kept(key)
+                    last = self._keys.kept((game, stake))
                     if last is None:
-                        self._keys.put(key, [player, at])
+                        self._keys.put((game, stake), [player, at])
                         continue
                 other, when = last
-                if other != player:
-                    if at - when > turn_ms:
-                        pass
-                    elif partner == other:
-                        habit[5] = votes + 1
-                        if votes >= SURE:
-                            self._met(offset, at, player, last, pairs)
-                    elif votes > 0:
-                        habit[5] = votes - 1
-                    else:
-                        habit[4], habit[5] = other, 1
-                    last[0] = player
                 last[1] = at
+                if other == player:
+                    continue
+                last[0] = player
+                if at - when > turn_ms:
+                    continue
+                if partner == other:
+                    habit[5] = votes + 1
+                    if votes >= SURE:
+                        self._met(offset, at, player, (other, when), pairs)
+                elif votes:
+                    habit[5] = votes - 1
+                else:
+                    habit[4], habit[5] = other, 1
 
     def _too_fast(
         self, offset: int, at: int, player: str, habit: list[Any], rule: Velocity
@@ -309,10 +318,10 @@ class Watch:
         self, offset: int, at: int, player: str, stake: int, habit: list[Any], rule: StakeOutlier
     ) -> None:
         deviation = max(sqrt(habit[_VARIANCE]), rule.least_deviation)
-        away = (log(stake + 1) - habit[_MEAN]) / deviation
+        away = (log1p(stake) - habit[_MEAN]) / deviation
         evidence = {
             "stake_minor": stake,
-            "usual_stake_minor": max(round(exp(habit[_MEAN])) - 1, 0),
+            "usual_stake_minor": round(expm1(habit[_MEAN])),
             "deviations": round(away, 2),
             "limit": rule.deviations,
             "wagers_seen": habit[_COUNT] - 1,
@@ -322,7 +331,9 @@ class Watch:
 
     # pairs
 
-    def _met(self, offset: int, at: int, player: str, last: list[Any], rule: Collusion) -> None:
+    def _met(
+        self, offset: int, at: int, player: str, last: tuple[str, int], rule: Collusion
+    ) -> None:
         """The player wagers the same as somebody else just before."""
         other = last[_WHO]
         names = (other, player) if other < player else (player, other)
@@ -392,21 +403,28 @@ class Watch:
 
     def _see_climbs(self, climbs: Sequence[Climb], rule: RankRise) -> None:
         window_ms, least = rule.window_seconds * 1000, rule.ranks
-        ways = self._ways_up.newer
+        way_of, older = self._ways_up.newer.get, self._ways_up.older
         for offset, at, player, old, new in climbs:
-            way = ways.get(player)
+            way = way_of(player)
+            is_start = old - 1 > least
             if way is None:
+                if not is_start and player not in older:
+                    # From so near the top nobody rises that far.
+                    continue
                 way = self._ways_up.kept(player)
                 if way is None:
                     way = [[], None]
                     self._ways_up.put(player, way)
             climb, told = way
-            # Ranks fall from the front on, so the largest of the window stands first.
-            while climb and climb[-1] <= old:
-                del climb[-2:]
-            climb += (at, old)
-            while climb[0] <= at - window_ms:
+            if is_start:
+                # Ranks fall from the front on, so the largest of the window stands first.
+                while climb and climb[-1] <= old:
+                    del climb[-2:]
+                climb += (at, old)
+            while climb and climb[0] <= at - window_ms:
                 del climb[:2]
+            if not climb:
+                continue
             is_top = new <= TOP_VISIBLE
             if climb[1] - new > least and self._wants(told, "rank_rise", at, is_top=is_top):
                 self._rose(offset, at, player, new, way, rule)
