@@ -8,7 +8,7 @@
 -- Keys: the nine of board_layout.lua, in its order.
 local BOARD, RANKS, ROWS, NAMES, NEWER, OLDER, NUMBERS, OUT, OUTBOX = unpack(KEYS)
 local LOG, AFTER, CONFIRMED, EXPECTED, REVISION, TERMS, ASCENDING, OPERATOR, HAS_SUB, LAST,
-  VISIBLE, WINDOW, STEPS, REFUSED, TOLD = unpack(cmsgpack.unpack(ARGV[1]), 1, 15)
+  VISIBLE, WINDOW, STEPS, REFUSED, TOLD, UNCOUNTED = unpack(cmsgpack.unpack(ARGV[1]), 1, 16)
 local STRIDE = 13
 local call = redis.call
 
@@ -255,9 +255,9 @@ local function applied(base)
   return score(base, player, op == ADJUST)
 end
 
-local REASONS = {D = 'duplicate', E = 'player_erased', Q = 'player_disqualified',
-  J = 'not_joined', R = 'score_out_of_range'}
-local codes = {}
+local WORDS = {D = 'duplicate', E = 'player_erased', Q = 'player_disqualified',
+  J = 'not_joined'}
+local codes, uncounted = {}, {}
 for i = 1, steps do
   local base = (i - 1) * STRIDE
   if i < first then
@@ -268,9 +268,12 @@ for i = 1, steps do
     if code == 'A' then
       remember(STEPS[base + 4], STEPS[base + 13], STEPS[base + 9], i)
       sequence = math.max(sequence, STEPS[base + 1])
-    else
+    elseif code == 'R' then
       refusals[#refusals + 1] = STEPS[base + 1]
-      refusals[#refusals + 1] = REASONS[code]
+      refusals[#refusals + 1] = 'score_out_of_range'
+    else
+      uncounted[#uncounted + 1] = STEPS[base + 1]
+      uncounted[#uncounted + 1] = WORDS[code]
     end
   end
 end
@@ -291,11 +294,21 @@ if #fields > 0 then call('HSET', ROWS, unpack(fields)) end
 for source in pairs(changed_numbers) do
   call('HSET', NUMBERS, source, whole(numbers[source]))
 end
-for i = 1, #REFUSED, 2 do
-  if REFUSED[i] > before then
-    refusals[#refusals + 1] = REFUSED[i]
-    refusals[#refusals + 1] = REFUSED[i + 1]
+local function told_of(decided, into)
+  for i = 1, #decided, 2 do
+    if decided[i] > before then
+      into[#into + 1] = decided[i]
+      into[#into + 1] = decided[i + 1]
+    end
   end
+end
+told_of(REFUSED, refusals)
+told_of(UNCOUNTED, uncounted)
+if #uncounted > 0 then
+  -- Who runs beside this from before these were told reads refusals alone, by their offsets: to
+  -- them this is one of an event that never comes.
+  refusals[#refusals + 1] = cmsgpack.pack(uncounted)
+  refusals[#refusals + 1] = 'unknown_tournament'
 end
 if #changes > 0 or #refusals > 0 then
   call('RPUSH', OUTBOX, struct.pack('<d', LAST) .. cmsgpack.pack({changes, refusals}))

@@ -19,7 +19,7 @@ from leaderboard.adapters.memory_board import told_again
 from leaderboard.adapters.redis_client import Command, RedisClient, transient
 from leaderboard.adapters.redis_restore import RedisRestore
 from leaderboard.adapters.redis_scripts import Script, Sent, foreign, keys_of, text_of
-from leaderboard.adapters.redis_steps import REASONS, VERDICTS, changes_of, step_of
+from leaderboard.adapters.redis_steps import VERDICTS, changes_of, step_of, verdicts_of
 from leaderboard.errors import BoardBehindError, Refusal
 from leaderboard.fold import LogEntry, Terms, decide
 from leaderboard.model import (
@@ -56,6 +56,7 @@ class _Folded:
     """None: the script decides."""
     steps: list[object] = field(default_factory=list)
     refused: list[object] = field(default_factory=list)
+    uncounted: list[object] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ class RedisBoard:
             if isinstance(verdict, Disposition):
                 folded.verdicts.append(verdict)
                 if verdict is not Disposition.APPLIED:
-                    folded.refused += (entry.offset, verdict.value)
+                    folded.uncounted += (entry.offset, verdict.value)
             elif isinstance(verdict, Refusal):
                 folded.verdicts.append(verdict)
                 folded.refused += (entry.offset, verdict.value)
@@ -205,8 +206,7 @@ class RedisBoard:
         for chunk in chunks:
             packed_changes, packed_refusals = msgpack.unpackb(chunk[8:], raw=True)
             changes += changes_of(tournament_id, packed_changes, confirmed)
-            for i in range(0, len(packed_refusals), 2):
-                refusals[packed_refusals[i]] = REASONS[packed_refusals[i + 1].decode()]
+            refusals.update(verdicts_of(packed_refusals))
         verdicts: list[Disposition | Refusal]
         if entries and len(codes) == len(entries) and entries[0].offset > before:
             verdicts = [VERDICTS[code] for code in codes]
@@ -378,6 +378,7 @@ def _packed(
         folded.steps,
         folded.refused,
         False if told is None else told,
+        folded.uncounted,
     )
     packed: bytes = msgpack.packb(request, use_bin_type=False)
     return packed

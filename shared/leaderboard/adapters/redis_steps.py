@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+import msgpack
+
 from leaderboard.errors import Refusal
 from leaderboard.fold import (
     Action,
@@ -40,10 +42,6 @@ VERDICTS: Final[dict[int, Disposition | Refusal]] = {
     ord("S"): Disposition.SKIPPED,
 }
 """By the byte that the script answers for a step."""
-REASONS: Final[dict[str, Disposition | Refusal]] = {
-    one.value: one for one in (*Disposition, *Refusal)
-}
-"""By the word that the outbox holds for an event that does not count."""
 _CHANGE_FIELDS: Final = 11
 
 
@@ -87,6 +85,20 @@ def step_of(terms: Terms, entry: LogEntry, action: Action, mark: bytes) -> tuple
         event.traceparent or False,
         False if event.sequence is None else event.sequence,
     )
+
+
+def verdicts_of(packed: Sequence[Any]) -> Iterator[tuple[int, Disposition | Refusal]]:
+    """What one chunk of the outbox tells of events that were not applied, by their offsets.
+
+    Flat, offset and word in turn. Sound events that do not count are packed once more in the
+    offset's place, so that whoever knows only of refusals goes past them."""
+    for at, word in zip(packed[::2], packed[1::2], strict=True):
+        if not isinstance(at, bytes):
+            yield at, Refusal(word.decode())
+            continue
+        uncounted = msgpack.unpackb(at, raw=True)
+        for offset, reason in zip(uncounted[::2], uncounted[1::2], strict=True):
+            yield offset, Disposition(reason.decode())
 
 
 def changes_of(
