@@ -130,6 +130,11 @@ OVERVIEW: Final = Dashboard(
             },
         ),
         Panel(
+            "Suspicions in a quarter of an hour",
+            "short",
+            {"{{rule}}": "leaderboard:fraud_alerts:increase15m"},
+        ),
+        Panel(
             "Boards against log and record",
             "short",
             {
