@@ -287,7 +287,10 @@ def judged(day: Day, pieces: Sequence[Piece], rule: str) -> dict[str, float]:
 
 
 def quality(bench: Bench) -> None:
-    """Recall, precision and PR-AUC of each rule over the same days."""
+    """Recall, precision and PR-AUC of each rule over the same days, then what half-space trees
+    make of them."""
+    from bench.second_opinion import LOOKS, opinions
+
     players = bench.size(400, 60)
     days: dict[int, tuple[Day, list[Piece]]] = {}
 
@@ -300,7 +303,22 @@ def quality(bench: Bench) -> None:
         more = {name: round(value, 3) for name, value in found.items() if name != "pr_auc"}
         return Measured(found["pr_auc"], more)
 
-    bench.in_turns("fraud", "PR-AUC", {rule: partial(measure, rule) for rule in RULES})
+    def ask(rule: str, run: int) -> Measured:
+        day, pieces = days[run]
+        began = time.process_time()
+        told = opinions(pieces, rule, seed=run)
+        seconds = time.process_time() - began
+        cheats = [one for one in day.cheats if one.rule == rule]
+        right = sum(any(is_right(a, c) for c in cheats) for a in told[:BUDGET])
+        more = {
+            "precision_in_budget": round(right / BUDGET, 3),
+            "cpu_us_a_wager": round(seconds / len(day.plays) * 1e6, 1),
+        }
+        return Measured(average_precision(told, cheats), more)
+
+    ours = {rule: partial(measure, rule) for rule in RULES}
+    trees = {f"{rule}, half-space trees": partial(ask, rule) for rule in LOOKS}
+    bench.in_turns("fraud", "PR-AUC", {**ours, **trees})
 
 
 def cost(bench: Bench) -> None:
