@@ -148,8 +148,8 @@ _CLIMB: Final = 0
 broken; then `_TOLD`."""
 _TOLD: Final = -1
 """Rule → when it last told of the player; None before."""
-_WHO, _WHEN = range(2)
-"""Of a game and stake: the last player, when."""
+_WHO: Final = 0
+"""Of a game and stake: the last player, then when."""
 _LINKS, _CLOSE, _TURNS, _LAST, _FIRST_COUNT, _SECOND_COUNT, _LATEST, _BEGAN = range(8)
 """Of a pair: meetings; close ones; those in turn; who came last; what both had wagered before;
 time of the last meeting and of the first."""
@@ -335,7 +335,7 @@ class Watch:
         self, offset: int, at: int, player: str, last: tuple[str, int], rule: Collusion
     ) -> None:
         """The player wagers the same as somebody else just before."""
-        other = last[_WHO]
+        other, when = last
         names = (other, player) if other < player else (player, other)
         counts = [self._count_of(name) for name in names]
         pair = self._pairs.newer.get(names) or self._pairs.kept(names)
@@ -351,9 +351,9 @@ class Watch:
             or counts[1] <= pair[_SECOND_COUNT]
         ):
             # Met by chance before, or one of them was forgotten meanwhile: counted from here.
-            pair[:] = [0, 0, 0, other, counts[0] - 1, counts[1] - 1, at, last[_WHEN]]
+            pair[:] = [0, 0, 0, other, counts[0] - 1, counts[1] - 1, at, when]
         pair[_LINKS] += 1
-        pair[_CLOSE] += at - last[_WHEN] <= rule.close_ms
+        pair[_CLOSE] += at - when <= rule.close_ms
         pair[_TURNS] += pair[_LAST] == other
         pair[_LAST], pair[_LATEST] = player, at
         if max(pair[_CLOSE], pair[_TURNS] // 2) >= rule.repeats:
