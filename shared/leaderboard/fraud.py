@@ -148,8 +148,6 @@ _CLIMB: Final = 0
 broken; then `_TOLD`."""
 _TOLD: Final = -1
 """Rule → when it last told of the player; None before."""
-_WHO: Final = 0
-"""Of a game and stake: the last player, then when."""
 _LINKS, _CLOSE, _TURNS, _LAST, _FIRST_COUNT, _SECOND_COUNT, _LATEST, _BEGAN = range(8)
 """Of a pair: meetings; close ones; those in turn; who came last; what both had wagered before;
 time of the last meeting and of the first."""
@@ -249,7 +247,7 @@ class Watch:
             habit[1] = count = count + 1
             if velocity is not None:
                 times.append(at)
-                # Looked at now and then: it's for the memory, and before the count is believed.
+                # For the memory now and then, and before the count is believed.
                 if not count & _PRUNED_EVERY or len(times) > most:
                     if times[0] <= at - window_ms:
                         _leave_after(times, at - window_ms)
@@ -406,10 +404,9 @@ class Watch:
         way_of, older = self._ways_up.newer.get, self._ways_up.older
         for offset, at, player, old, new in climbs:
             way = way_of(player)
-            is_start = old - 1 > least
+            is_start = old - 1 > least  # nearer to the top nobody rises that far
             if way is None:
                 if not is_start and player not in older:
-                    # From so near the top nobody rises that far.
                     continue
                 way = self._ways_up.kept(player)
                 if way is None:
@@ -425,8 +422,9 @@ class Watch:
                 del climb[:2]
             if not climb:
                 continue
-            is_top = new <= TOP_VISIBLE
-            if climb[1] - new > least and self._wants(told, "rank_rise", at, is_top=is_top):
+            if climb[1] - new > least and self._wants(
+                told, "rank_rise", at, is_top=new <= TOP_VISIBLE
+            ):
                 self._rose(offset, at, player, new, way, rule)
             if len(climb) > 2 * LONGEST_CLIMB:
                 del climb[-2:]
@@ -497,5 +495,5 @@ class Watch:
             for names in [names for names in table if player in names]:
                 del table[names]
         for keys in (self._keys.newer, self._keys.older):
-            for key in [key for key, last in keys.items() if last[_WHO] == player]:
+            for key in [key for key, last in keys.items() if last[0] == player]:
                 del keys[key]
