@@ -12,7 +12,7 @@ from leaderboard.callers import Caller
 from leaderboard.codec import decode_kafka, encode_kafka
 from leaderboard.errors import TransientError, UnauthenticatedError
 from leaderboard.fold import LogEntry
-from leaderboard.model import Offset, PositionChange, TournamentId
+from leaderboard.model import Offset, PositionChange
 from leaderboard.ports import Frame, Outgoing
 
 P = TypeVar("P")
@@ -100,10 +100,10 @@ class RestoredErasures:
     """The part of `ports.Erasures` that a consumer uses: what the log says of requests."""
 
     def __init__(self) -> None:
-        self.restored: dict[str, set[str]] = {}
+        self.restored: set[str] = set()
 
-    def restore(self, erasure_id: str, tournament_id: TournamentId, requested_at_ms: int) -> None:
-        self.restored.setdefault(erasure_id, set()).add(tournament_id)
+    def restore(self, erasure_id: str, requested_at_ms: int) -> None:
+        self.restored.add(erasure_id)
 
 
 class MemoryGateway:

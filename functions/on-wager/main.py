@@ -220,7 +220,7 @@ class OnWager:
             if isinstance(entry.event.data, PlayerErased):
                 # Known already, unless a store that was emptied has forgotten who is forgotten.
                 erasure_id = entry.event.data.erasure_id
-                self._erasures.restore(erasure_id, tournament_id, entry.event.time_ms)
+                self._erasures.restore(erasure_id, entry.event.time_ms)
 
     def _replay(self, owned: Owned, batch: Batch, behind: BoardBehindError) -> ReplayError:
         logger.warning(

@@ -415,9 +415,9 @@ class Erasures(Protocol):
     def mark(self, erasure_id: str, places: Mapping[str, str]) -> Erasure:
         """Set the state of places; when none is pending the player's id is forgotten."""
 
-    def restore(self, erasure_id: str, tournament_id: TournamentId, requested_at_ms: int) -> None:
-        """The log says that there was such a request, and that this board is done. What is known
-        of it stays."""
+    def restore(self, erasure_id: str, requested_at_ms: int) -> None:
+        """The log says that there was such a request, and no more than that: whether a place is
+        done has to be looked at. What is known of it stays."""
 
     def pending(self, limit: int) -> tuple[int, Sequence[Erasure]]:
         """How many requests have a place pending, and the oldest of them."""

@@ -99,7 +99,7 @@ class Rebuild:
             )
             self._directory.put(Summary(tournament_id, snapshot.terms))
         for erasure_id, requested_at_ms in self._snapshots.erasures(tournament_id):
-            self._erasures.restore(erasure_id, tournament_id, requested_at_ms)
+            self._erasures.restore(erasure_id, requested_at_ms)
         if put:
             telemetry.REBUILDS.inc()
             logger.warning(

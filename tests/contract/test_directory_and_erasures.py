@@ -200,7 +200,7 @@ def test_what_the_log_says_of_an_erasure_survives_an_emptied_store(client: Redis
     erasures = RedisErasures(client, TOMBSTONE_KEY)
     erasure_id = erasures.begin(ALICE, 5).erasure_id
     erasures.mark(erasure_id, {"board:t1": "pending"})
-    erasures.restore(erasure_id, T, 7)
+    erasures.restore(erasure_id, 7)
     known = erasures.find(erasure_id)
     assert known is not None
     assert (known.requested_at_ms, known.places, known.player_id) == (
@@ -210,8 +210,8 @@ def test_what_the_log_says_of_an_erasure_survives_an_emptied_store(client: Redis
     )
     client.flushall()
     assert not erasures.is_erased(ALICE)
-    erasures.restore(erasure_id, T, 7)
+    erasures.restore(erasure_id, 7)
     again = erasures.find(erasure_id)
     assert again is not None
-    assert (again.requested_at_ms, again.places, again.player_id) == (7, {"board:t1": "done"}, None)
+    assert (again.requested_at_ms, again.places, again.player_id) == (7, {}, None)
     assert erasures.is_erased(ALICE)

@@ -660,11 +660,24 @@ def test_request_that_is_done_is_shown_by_the_record_where_the_store_has_lost_it
     before = stage.state(erasure_id)
     assert before["done_at"].keys() == before["places"].keys()
     _lose_requests(stage)
-    stage.ports.erasures.restore(erasure_id, PLAYED, 1)  # by `on-wager`, from the log
+    stage.ports.erasures.restore(erasure_id, 1)  # by `on-wager`, from the log
     after = stage.state(erasure_id)
     assert after["state"] == "done"
     assert after["places"] == before["places"]
     assert after["done_at"].keys() == before["done_at"].keys()
+
+
+def test_request_that_the_log_alone_told_of_shows_nothing_done_that_is_not(stage: Stage) -> None:
+    """A store that was emptied just after the boards had applied it: whoever comes next is given
+    the last frame, and that still has the player in it."""
+    stage.keeper.is_away = stage.keeper.archive_is_away = True
+    _, erasure_id = stage.post()
+    stage.catch_up()
+    _lose_requests(stage)
+    stage.ports.erasures.restore(erasure_id, 1)  # by `on-wager`, with the boards
+    assert stage.gateway.frames == []
+    _go_on(stage)
+    _check_forgotten(stage, erasure_id)
 
 
 def test_record_that_was_set_back_is_cleared_of_whom_it_reads_of_again(

@@ -243,7 +243,7 @@ DRIVES: Final[dict[str, Callable[[Any, Any], object]]] = {
     "erasures.begin": lambda s, a: s.erasures.begin(BOB, START_MS),
     "erasures.find": lambda s, a: s.erasures.find(s.erasures.id_of(CAROL)),
     "erasures.mark": marks,
-    "erasures.restore": lambda s, a: s.erasures.restore("er-2", T, START_MS),
+    "erasures.restore": lambda s, a: s.erasures.restore("er-2", START_MS),
     "erasures.opened_before": lambda s, a: s.erasures.opened_before(START_MS),
     "erasures.is_erased": lambda s, a: s.erasures.is_erased(CAROL),
     "connections.issue": lambda s, a: s.connections.issue(grant(), 30),

@@ -16,7 +16,7 @@ from leaderboard.adapters.memory_board import MemoryBoard, _Kept
 from leaderboard.errors import NotFoundError
 from leaderboard.fold import Row, SeenIds, Standings
 from leaderboard.model import Offset, PlayerId, TournamentId, erasure_id_of
-from leaderboard.ports import BOARD_PLACE, Erasure, Snapshot, Summary
+from leaderboard.ports import Erasure, Snapshot, Summary
 
 SHARDS: Final = 2
 
@@ -203,10 +203,8 @@ class Erasures:
         player_id = None if is_over else known.player_id
         return self._keep(replace(known, places=marked, player_id=player_id))
 
-    def restore(self, erasure_id: str, tournament_id: TournamentId, requested_at_ms: int) -> None:
-        known = self.find(erasure_id) or Erasure(erasure_id, requested_at_ms, {}, None)
-        places = {f"{BOARD_PLACE}{tournament_id}": "done", **known.places}
-        self._keep(replace(known, places=places))
+    def restore(self, erasure_id: str, requested_at_ms: int) -> None:
+        self._keep(self.find(erasure_id) or Erasure(erasure_id, requested_at_ms, {}, None))
 
     def pending(self, limit: int) -> tuple[int, Sequence[Erasure]]:
         raise NotImplementedError

@@ -134,6 +134,15 @@ FOUND: dict[str, Found] = {
         ("repeat", {"back": 0}),
         ("all_work", {"records": 50, "again": 4}),
     ],
+    # What on-wager put back of a request to forget said that the board was done: nobody sent the
+    # last frame of an ended one anew, and it went on showing the erased player.
+    "store emptied between an erasure and the last frame": [
+        ("all_work", {"records": 50, "again": 3}),
+        ("play", {"played": [("t0", "dot", 4), ("t1", "dot", 3)]}),
+        ("decide", {"tournament_id": "t0", "player_id": "eve", "what": 0, "amount": 9}),
+        ("erase", {"player_id": "dot"}),
+        ("lose", {"shard": SHARDS}),
+    ],
     # The same: an erasure after the end of someone who was never on the board changes its
     # sequence and no row, and no frame is sent for it.
     "erasure of a stranger after the end": [

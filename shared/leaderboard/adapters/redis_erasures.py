@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from leaderboard.adapters.redis_client import RedisClient, transient
 from leaderboard.errors import NotFoundError
-from leaderboard.model import PlayerId, TournamentId, erasure_id_of
-from leaderboard.ports import BOARD_PLACE, Erasure
+from leaderboard.model import PlayerId, erasure_id_of
+from leaderboard.ports import Erasure
 
 _PLACE: Final = b"place:"
 _DONE_AT: Final = b"done_at_ms:"
@@ -30,11 +30,6 @@ if redis.call('HEXISTS', KEYS[1], 'player_id') == 0 then
 end
 redis.call('HSET', KEYS[1], 'player_id', ARGV[1])
 return redis.call('HGETALL', KEYS[1])
-"""
-
-_RESTORE: Final = """
-redis.call('HSETNX', KEYS[1], 'requested_at_ms', ARGV[1])
-redis.call('HSETNX', KEYS[1], ARGV[2], 'done')
 """
 
 # What is done stays done: two requests at once can't reopen a place for one another.
@@ -131,12 +126,11 @@ class RedisErasures:
         with transient():
             return int(self._client.zcount(_PENDING, "-inf", f"({at_ms}"))
 
-    def restore(self, erasure_id: str, tournament_id: TournamentId, requested_at_ms: int) -> None:
-        """The log says that there was such a request, and that this board is done. What is known
-        of it stays."""
-        place = f"{_PLACE.decode()}{BOARD_PLACE}{tournament_id}"
+    def restore(self, erasure_id: str, requested_at_ms: int) -> None:
+        """The log says that there was such a request, and no more than that: a board that has
+        applied it may still be shown by its last frame. What is known of it stays."""
         with transient():
-            self._client.eval(_RESTORE, 1, erasure_key(erasure_id), str(requested_at_ms), place)
+            self._client.hsetnx(erasure_key(erasure_id), "requested_at_ms", str(requested_at_ms))
 
     def _take_off(self, erasure_id: str) -> None:
         with transient():

@@ -106,7 +106,7 @@ CALLS: Final[Mapping[str, Uses]] = {
     ),
     "erasures.pending": _uses("HGETALL ZADD ZCARD ZRANGE ZREM", [_PENDING], ["erasures:*"]),
     "erasures.opened_before": _uses("ZCOUNT", reads=[_PENDING]),
-    "erasures.restore": _uses("EVAL HSETNX", ["erasures:*"]),
+    "erasures.restore": _uses("HSETNX", ["erasures:*"]),
     "erasures.is_erased": _uses("EXISTS", reads=["erasures:*"]),
     "connections.issue": _uses("SET", ["ticket:*"]),
     "connections.redeem": _uses("GETDEL", ["ticket:*"]),
