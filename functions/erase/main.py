@@ -317,9 +317,14 @@ def look_after(ports: Ports, deadline_ms: int) -> None:
 def _take_up(ports: Ports) -> None:
     """Open again what the record has and the store has lost, emptied or set back."""
     for one in said_by_record(lambda: ports.requests().pending(TAKEN_UP)) or ():
+        if one.player_id is None:
+            continue
         known = ports.erasures.find(one.erasure_id)
-        if one.player_id is not None and (known is None or known.player_id is None):
+        if known is None or known.player_id is None:
             _taken_up(one, one.player_id, ports)
+        else:
+            # The list of what is open is one key, and is lost without the requests in it.
+            ports.erasures.begin(one.player_id, known.opened_at_ms)
 
 
 def _taken_up(requested: Requested, player_id: PlayerId, ports: Ports) -> Erasure:
@@ -331,18 +336,26 @@ def _taken_up(requested: Requested, player_id: PlayerId, ports: Ports) -> Erasur
 
 
 def _made_good(erasure: Erasure, ports: Ports) -> Erasure:
-    """Look again; and where not everyone was told, since the request broke off or the record was
-    away, tell them now."""
+    """Look again; and where not everyone was told, since the request broke off, the record was
+    away or nobody had read of a tournament yet, tell them now."""
     player_id = erasure.player_id
-    told_all = erasure.places.get(TOURNAMENTS_PLACE) == DONE and erasure.places.keys() >= {*PLACES}
     try:
-        if player_id is not None and not told_all:
-            is_noted = EVENTS_PLACE in erasure.places
-            if not is_noted or _recorded(player_id, erasure, ports) is not None:
-                return forget(player_id, ports)
+        if player_id is not None and _is_somebody_untold(player_id, erasure, ports):
+            return forget(player_id, ports)
     except TransientError as error:
         logger.warning("can't go on with it yet", extra=telemetry.fields(error=str(error)))
     return _look_again(erasure, ports)
+
+
+def _is_somebody_untold(player_id: PlayerId, erasure: Erasure, ports: Ports) -> bool:
+    """Whether the request has to be gone through once more; not while it can't be done."""
+    if EVENTS_PLACE not in erasure.places:
+        return True
+    recorded = _recorded(player_id, erasure, ports)
+    if recorded is None:
+        return False
+    told_all = erasure.places.get(TOURNAMENTS_PLACE) == DONE and erasure.places.keys() >= {*PLACES}
+    return not told_all or not erasure.places.keys() >= {*map(place_of, recorded.knowing)}
 
 
 def _look_again(erasure: Erasure, ports: Ports) -> Erasure:

@@ -569,6 +569,13 @@ def _go_on(stage: Stage) -> None:
         stage.hosted.main.look_after(stage.ports, DEADLINE_MS)
 
 
+def _ask_once_more(stage: Stage, erasure_id: str) -> None:
+    """Nothing is left to do. What the store lost the record still has, and whoever decides about a
+    connection asks it."""
+    assert stage.ports.record().is_forgotten(erasure_id)
+    assert stage.post() == (202, erasure_id)
+
+
 # Those of a request that goes on in one go, and of one whose consumers are away and look after.
 KILLED = {False: 110, True: 86}
 
@@ -598,10 +605,7 @@ def test_request_killed_anywhere_is_completed_where_nobody_asks_again(
         stage.catch_up()
         _go_on(stage)
     if is_done and loses_requests:
-        # Nothing is left to do. What the store lost the record still has, and whoever decides
-        # about a connection asks it.
-        assert stage.ports.record().is_forgotten(expected)
-        assert stage.post() == (202, expected)
+        _ask_once_more(stage, expected)
     if is_accepted or (is_begun and not loses_requests):
         _check_forgotten(stage, expected)
     else:  # the caller was told of an error, and asks again
@@ -619,18 +623,37 @@ def test_a_request_was_killed_at_every_step(stage: Stage, consumer_is_away: bool
     assert 10_000 - countdown.left == KILLED[consumer_is_away]
 
 
-@pytest.mark.parametrize("steps", range(1, 33))
-def test_look_killed_anywhere_is_completed_by_the_next_ones(stage: Stage, steps: int) -> None:
-    """The last steps, from boards to the request itself, are those of a look."""
+LOOKED = 68
+"""Steps of a look that comes to the end of a request."""
+
+
+def _about_to_end(stage: Stage) -> str:
+    """A request of which the last steps are left, from boards to the request itself."""
     stage.keeper.is_away = stage.keeper.archive_is_away = True
     _, erasure_id = stage.post()
     stage.catch_up()
+    return erasure_id
+
+
+def test_a_look_was_killed_at_every_step(stage: Stage) -> None:
+    _about_to_end(stage)
+    countdown = _kill_at(stage, 10_000)
+    stage.hosted.main.look_after(stage.hosted.main.ports(), DEADLINE_MS)
+    assert 10_000 - countdown.left == LOOKED
+
+
+@pytest.mark.parametrize("steps", range(1, LOOKED + 1))
+def test_look_killed_anywhere_is_completed_by_the_next_ones(stage: Stage, steps: int) -> None:
+    erasure_id = _about_to_end(stage)
     countdown = _kill_at(stage, steps)
     with pytest.raises(KilledError):
         stage.hosted.main.look_after(stage.hosted.main.ports(), DEADLINE_MS)
     assert countdown.bit
+    is_done = stage.requests() == {erasure_id: None}
     _lose_requests(stage)
     _go_on(stage)
+    if is_done:
+        _ask_once_more(stage, erasure_id)
     _check_forgotten(stage, erasure_id)
 
 
@@ -665,6 +688,32 @@ def test_request_that_is_done_is_shown_by_the_record_where_the_store_has_lost_it
     assert after["state"] == "done"
     assert after["places"] == before["places"]
     assert after["done_at"].keys() == before["done_at"].keys()
+
+
+def test_list_of_open_requests_that_was_lost_alone_is_made_again(stage: Stage) -> None:
+    """It is a key of its own, on a shard of its own."""
+    stage.keeper.is_away = stage.keeper.archive_is_away = True
+    _, erasure_id = stage.post()
+    stage.catch_up()
+    assert stage.redis.delete("erasures-pending") == 1
+    _go_on(stage)
+    _check_forgotten(stage, erasure_id)
+
+
+def test_tournament_that_nobody_had_read_of_is_told_once_the_record_knows_it(stage: Stage) -> None:
+    """Its consumers lag: when the request came, nobody knew that there was such a tournament."""
+    stage.keeper.archive_is_away = True
+    _, erasure_id = stage.post()
+    stage.keeper.archive_is_away = False
+    late = TournamentId("late")
+    stage.keeper.apply(late, [scheduled(4, late), scored(5, ALICE, 99, tournament_id=late)])
+    stage.catch_up()
+    assert stage.record.tournaments_of(ALICE) == [late]
+    _go_on(stage)
+    assert stage.state(erasure_id)["places"]["board:late"] == "done"
+    assert not stage.ports.board.is_in(late, ALICE)
+    assert stage.record.tournaments_of(ALICE) == []
+    assert stage.requests() == {erasure_id: None}
 
 
 def test_request_that_the_log_alone_told_of_shows_nothing_done_that_is_not(stage: Stage) -> None:

@@ -177,6 +177,10 @@ class Machine(RuleBasedStateMachine):
     def erase(self, player_id: str) -> None:
         self.world.erase(player_id)
 
+    @happens()
+    def look_after(self) -> None:
+        self.world.look_after()
+
     @happens(tournament_id=tournaments, player_id=players)
     def connect(self, tournament_id: TournamentId, player_id: str) -> None:
         self.world.connect(tournament_id, player_id)
@@ -211,7 +215,7 @@ class Machine(RuleBasedStateMachine):
     # what goes wrong
 
     @happens(
-        name=st.sampled_from((*FUNCTIONS_RUN, "on-wager", "archive", "erase")),
+        name=st.sampled_from((*FUNCTIONS_RUN, "on-wager", "archive", "erase", "look after")),
         index=small,
         records=st.sampled_from((5, 50, 2, 1)),
         after=st.integers(0, 30),
@@ -227,6 +231,8 @@ class Machine(RuleBasedStateMachine):
         self.world.effects.interrupt(after, lambda: self._happen(what, which, name))
         if name == "erase":
             self.world.erase(PLAYERS[index % len(PLAYERS)])
+        elif name == "look after":
+            self.world.look_after()
         else:
             self.world.turn(name, index, records)
         self.world.effects.leave()

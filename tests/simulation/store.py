@@ -30,6 +30,8 @@ class Beside:
     told: dict[str, dict[TournamentId, Offset]] = field(default_factory=dict)
     erasures: dict[str, Erasure] = field(default_factory=dict)
     leases: dict[tuple[str, str], str] = field(default_factory=dict)
+    open: dict[str, int] = field(default_factory=dict)
+    """Requests to forget that are not done, with the time at which they were opened."""
 
 
 Saved = tuple[dict[TournamentId, _Kept], Beside]
@@ -52,6 +54,7 @@ class Shard:
             copy.deepcopy(self.beside.told),
             dict(self.beside.erasures),
             dict(self.beside.leases),
+            dict(self.beside.open),
         )
         return kept, beside
 
@@ -173,7 +176,7 @@ class Progress:
 
 
 class Erasures:
-    """`ports.Erasures`: each request on a shard."""
+    """`ports.Erasures`: each request on a shard, and the list of those that are open on one."""
 
     def __init__(self, store: Store, key: bytes) -> None:
         self._store = store
@@ -182,13 +185,19 @@ class Erasures:
     def _all(self, erasure_id: str) -> dict[str, Erasure]:
         return self._store.of(erasure_id).beside.erasures
 
+    @property
+    def _open(self) -> dict[str, int]:
+        return self._store.of("erasures-pending").beside.open
+
     def id_of(self, player_id: PlayerId) -> str:
         return erasure_id_of(self._key, player_id)
 
     def begin(self, player_id: PlayerId, now_ms: int) -> Erasure:
         erasure_id = self.id_of(player_id)
+        self._open.setdefault(erasure_id, now_ms)
         known = self._all(erasure_id).get(erasure_id, Erasure(erasure_id, now_ms, {}, None))
-        return self._keep(replace(known, player_id=player_id))
+        opened_at_ms = now_ms if known.player_id is None else known.opened_at_ms
+        return self._keep(replace(known, player_id=player_id, opened_at_ms=opened_at_ms))
 
     def find(self, erasure_id: str) -> Erasure | None:
         return self._all(erasure_id).get(erasure_id)
@@ -201,13 +210,25 @@ class Erasures:
         marked = {**known.places, **{p: s for p, s in places.items() if p not in done}}
         is_over = bool(marked) and "pending" not in marked.values()
         player_id = None if is_over else known.player_id
+        if player_id is None:
+            self._open.pop(erasure_id, None)
         return self._keep(replace(known, places=marked, player_id=player_id))
 
     def restore(self, erasure_id: str, requested_at_ms: int) -> None:
         self._keep(self.find(erasure_id) or Erasure(erasure_id, requested_at_ms, {}, None))
 
     def pending(self, limit: int) -> tuple[int, Sequence[Erasure]]:
-        raise NotImplementedError
+        found = []
+        for erasure_id in sorted(self._open, key=lambda one: (self._open[one], one))[:limit]:
+            erasure = self.find(erasure_id)
+            if erasure is None or erasure.player_id is None:
+                del self._open[erasure_id]
+            else:
+                found.append(erasure)
+        return len(self._open), found
+
+    def opened_before(self, at_ms: int) -> int:
+        return sum(opened_at_ms < at_ms for opened_at_ms in self._open.values())
 
     def is_erased(self, player_id: PlayerId) -> bool:
         return self.find(self.id_of(player_id)) is not None

@@ -134,6 +134,29 @@ FOUND: dict[str, Found] = {
         ("repeat", {"back": 0}),
         ("all_work", {"records": 50, "again": 4}),
     ],
+    # The record reads of a request once more that was done before: it has whom it is about again,
+    # until erase looks after what only the record has open.
+    "request open again in a record that was set back": [
+        *FORGOTTEN[:2],
+        ("restore_database", {"back": False}),
+        *FORGOTTEN[2:],
+        ("restore_database", {"back": True}),
+    ],
+    # Nobody asks again: it is in the log, and ends by itself.
+    "request that the store lost and the record has open": [
+        *FORGOTTEN[:4],
+        ("lose", {"shard": SHARDS}),
+    ],
+    # The list of what is open is one key: lost without the request, nobody went on with that.
+    "request that is not listed any more": [
+        ("erase", {"player_id": "eve"}),
+        ("lose", {"shard": 0}),
+    ],
+    # When the request came nobody had read of the tournament, and nobody told it afterwards.
+    "tournament that was not read yet when somebody was forgotten": [
+        ("play", {"played": [("t0", "ann", 7), ("t0", "eve", 9)]}),
+        ("erase", {"player_id": "ann"}),
+    ],
     # What on-wager put back of a request to forget said that the board was done: nobody sent the
     # last frame of an ended one anew, and it went on showing the erased player.
     "store emptied between an erasure and the last frame": [

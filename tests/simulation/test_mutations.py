@@ -190,6 +190,17 @@ def test_without_marks_in_the_record_what_comes_late_names_who_was_forgotten() -
         assert "knows ann" in str(failure(steps, Mutated))
 
 
+def test_without_a_look_at_the_record_its_requests_stay_open() -> None:
+    class Mutated(Machine):
+        mutations: ClassVar[dict[str, Any]] = {
+            "patches": [(function("erase"), "_take_up", lambda _ports: None)]
+        }
+
+    for steps in (value for name, value in FOUND.items() if name.startswith("request")):
+        assert failure(steps) is None
+        assert failure(steps, Mutated) == "AssertionError: the record has the request of "
+
+
 def test_without_a_second_witness_a_lost_request_lets_the_player_in() -> None:
     class Mutated(Machine):
         mutations: ClassVar[dict[str, Any]] = {

@@ -14,6 +14,7 @@ from leaderboard.codec import decode_kafka
 from leaderboard.dead_letters import DeadLetter, read
 from leaderboard.errors import Refusal, RefusedError
 from leaderboard.events import (
+    GDPR_EVENTS,
     POSITION_CHANGES,
     WAGERS,
     PlayerErased,
@@ -147,6 +148,8 @@ class Seen:
     shown: dict[TournamentId, int] = field(default_factory=lambda: defaultdict(lambda: -1))
     """The highest version of a `top` frame so far."""
     sockets: dict[str, Socket] = field(default_factory=dict)
+    accepted: set[str] = field(default_factory=set)
+    """Whom a request to forget that is in the log is about: it ends by itself."""
 
     def logged(self, record: Record) -> None:
         if record.topic == WAGERS:
@@ -155,6 +158,8 @@ class Seen:
             self._changed(record)
         elif record.topic == dead_letter_topic(WAGERS):
             self._buried(record)
+        elif record.topic == GDPR_EVENTS:
+            self.accepted.add(str(decode_kafka(record).player_id))
 
     def _changed(self, record: Record) -> None:
         data = decode_kafka(record).data

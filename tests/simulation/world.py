@@ -17,7 +17,7 @@ import tempfile
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
@@ -49,6 +49,7 @@ from leaderboard.events import (
     Record,
     dead_letter_topic,
 )
+from leaderboard.guard import Guard
 from leaderboard.hosts import kafka as kafka_host
 from leaderboard.hosts import kafka_group
 from leaderboard.hosts.kafka import KafkaHost
@@ -73,6 +74,8 @@ TOPICS: Final = {
     GDPR_EVENTS: 1,
     **{dead_letter_topic(t): 1 for t in (WAGERS, POSITION_CHANGES, CONNECTIONS, GDPR_EVENTS)},
 }
+DEADLINE_MS: Final = 3_600_000
+"""For what is told of requests to forget that are overdue."""
 FUNCTIONS_RUN: Final = ("on-wager", "archive", "on-rank-change")
 TOURNAMENTS: Final = tuple(TournamentId(t) for t in ("t0", "t1", "t4", "t6"))
 """Both partitions, and in each of them both shards."""
@@ -244,7 +247,6 @@ class World:
         self._path = self._folder / "record.sqlite"
         self._path.write_bytes(empty_record())
         self._backup: tuple[Path, dict[Place, Offset]] | None = None
-        self.was_set_back = False
         self.engine = sql_engine.connect(f"sqlite:///{self._path}")
         self._stack.callback(self.engine.dispose)
 
@@ -257,6 +259,9 @@ class World:
         enter(patch.object(kafka_host, "TopicLogs", lambda *_: TopicLogs(self.cluster)))
         enter(patch.object(kafka_group, "Consumer", self._consumer))
         enter(patch.object(function("erase"), "_now_ms", self.clock.now_ms))
+        # The record is asked here and now: a thread that is left to itself for want of real time
+        # would go on beside the steps after it.
+        enter(patch.object(Guard, "_bounded", lambda _guard, call: call()))
         for target, name, value in self._mutations.get("patches", ()):
             enter(patch.object(target, name, value))
         self._make_ports()
@@ -449,7 +454,6 @@ class World:
         """The record as it was kept; whether there is such a thing."""
         if self._backup is None:
             return False
-        self.was_set_back = True
         self.engine.dispose()
         for leftover in self._folder.glob("record.sqlite*"):
             leftover.unlink()
@@ -503,6 +507,12 @@ class World:
             # Not found: the store lost the request while it was at work; to be asked again.
             return False
         return True
+
+    def look_after(self) -> None:
+        """What `erase` does every ten seconds: go on with what is pending, in the store or, lost by
+        that or read again after the record was set back, in the record alone."""
+        with suppress(KilledError, TransientError, NotFoundError):
+            function("erase").look_after(self._erase_ports, DEADLINE_MS)
 
     def connect(self, tournament_id: TournamentId, player_id: str) -> None:
         """A player opens the page: `on-connect` decides, tells, and only then lets them in."""
