@@ -43,6 +43,7 @@ from places import (
     is_out_of_record,
     pending_of,
     place_of,
+    reopen_request,
     said_by_record,
     tournament_of,
 )
@@ -219,6 +220,8 @@ def forget(player_id: PlayerId, ports: Ports, requested_at_ms: int | None = None
     if recorded is None and erasure.places.get(TOURNAMENTS_PLACE) == DONE:
         # Done by an earlier request, and it stays so: only who asks again can find what is new.
         raise TransientError("the record is away, and may know more than the request before")
+    if pending and erasure.places.get(REQUEST_PLACE) == DONE:
+        reopen_request(player_id, erasure, ports)
     return _look_again(erasure, ports)
 
 
@@ -330,9 +333,15 @@ def _take_up(ports: Ports) -> None:
 def _taken_up(requested: Requested, player_id: PlayerId, ports: Ports) -> Erasure:
     erasure = forget(player_id, ports, requested.requested_at_ms)
     # Done before, and the record had been set back: it has read of the request once more.
+    _close_again(player_id, erasure, ports)
+    return erasure
+
+
+def _close_again(player_id: PlayerId, erasure: Erasure, ports: Ports) -> None:
+    """A request that was done before and is done once more is closed in the record as well; where
+    that still names the player, by a later look."""
     if erasure.player_id is None and is_out_of_record(player_id, erasure, ports):
         close_request(erasure, _now_ms(), ports)
-    return erasure
 
 
 def _made_good(erasure: Erasure, ports: Ports) -> Erasure:
@@ -372,8 +381,11 @@ def _look_again(erasure: Erasure, ports: Ports) -> Erasure:
         for place, is_done in LOOKED_AT.items():
             if erasure.places.get(place) == PENDING and is_done(player_id, erasure, ports):
                 done[place] = DONE
+    was_done = erasure.places.get(REQUEST_PLACE) == DONE
     erasure = ports.erasures.mark(erasure_id, done)
-    if pending_of(erasure) == [REQUEST_PLACE] and close_request(erasure, _now_ms(), ports):
+    if was_done:
+        _close_again(player_id, erasure, ports)
+    elif pending_of(erasure) == [REQUEST_PLACE] and close_request(erasure, _now_ms(), ports):
         erasure = ports.erasures.mark(erasure_id, {REQUEST_PLACE: DONE})
     return erasure
 

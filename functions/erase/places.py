@@ -155,6 +155,12 @@ def close_request(erasure: Erasure, now_ms: int, ports: Ports) -> bool:
     return said_by_record(close) or False
 
 
+def reopen_request(player_id: PlayerId, erasure: Erasure, ports: Ports) -> None:
+    """Have the record keep whom a request is about that was done: without that it would end only
+    as long as the store has it. Raises TransientError while it can't."""
+    _in_time(lambda: ports.requests().reopen(erasure.erasure_id, player_id))
+
+
 def said_by_record(ask: Callable[[], T]) -> T | None:
     """Never said by mistake: who is away says nothing (None)."""
     try:

@@ -76,6 +76,9 @@ class Requests(Protocol):
     def applied_in(self, erasure_id: str) -> Sequence[TournamentId]:
         """The tournaments that have forgotten the player by this request."""
 
+    def reopen(self, erasure_id: str, player_id: PlayerId) -> None:
+        """It was done and is asked again, and there is something to do: keep whom it is about."""
+
     def close(self, erasure_id: str, done_at_ms: Mapping[str, int], now_ms: int) -> bool:
         """Every place is done: forget whom it is about. Harmless again: the first time counts.
         False where it is not known, so that it could still come."""

@@ -262,6 +262,21 @@ def test_request_that_the_log_tells_again_is_not_opened_again(engine: sa.Engine)
     assert requests.pending(10) == []
 
 
+def test_request_that_is_asked_again_is_open_until_it_is_closed_again(engine: sa.Engine) -> None:
+    archive, requests = filled(engine), SqlRequests(engine)
+    erasure_id = _erased(engine, archive)
+    requests.reopen("er-1", BOB)
+    assert requests.find("er-1") is None, "only what the log has told of"
+    requests.close(erasure_id, {"record": 7}, 8)
+    requests.reopen(erasure_id, ALICE)
+    assert [one.player_id for one in requests.pending(10)] == [ALICE]
+    assert requests.close(erasure_id, {"record": 9}, 9)
+    assert requests.pending(10) == []
+    again = requests.find(erasure_id)
+    assert again is not None
+    assert again.done_at_ms == {"record": 7}, "it was done then"
+
+
 def test_oldest_requests_come_first(engine: sa.Engine) -> None:
     archive, requests = filled(engine), SqlRequests(engine)
     for offset, (who, at_ms) in enumerate([(BOB, 300), (ALICE, 100), (CAROL, 200)]):

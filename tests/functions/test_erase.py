@@ -690,6 +690,22 @@ def test_request_that_is_done_is_shown_by_the_record_where_the_store_has_lost_it
     assert after["done_at"].keys() == before["done_at"].keys()
 
 
+def test_repeated_request_outlives_the_store_as_well(stage: Stage) -> None:
+    _, erasure_id = stage.post()
+    late = TournamentId("late")
+    stage.keeper.apply(late, [scheduled(4, late), scored(5, ALICE, 99, tournament_id=late)])
+    stage.keeper.is_away = stage.keeper.archive_is_away = True
+    assert stage.post() == (202, erasure_id)
+    assert stage.requests() == {erasure_id: "alice"}
+    _lose_requests(stage)
+    stage.catch_up()
+    _go_on(stage)
+    assert stage.requests() == {erasure_id: None}
+    assert not stage.ports.board.is_in(late, ALICE)
+    assert stage.knows("alice") == []
+    assert b"alice" not in {one.channel: one.body for one in stage.gateway.frames}["top.late"]
+
+
 def test_list_of_open_requests_that_was_lost_alone_is_made_again(stage: Stage) -> None:
     """It is a key of its own, on a shard of its own."""
     stage.keeper.is_away = stage.keeper.archive_is_away = True

@@ -228,6 +228,7 @@ def erases(engine: sa.Engine) -> None:
     requests.pending(10)
     requests.find("er-1")
     requests.applied_in("er-1")
+    requests.reopen("er-1", ALICE)
     requests.close("er-1", {}, START_MS)
     for state in (State.SCHEDULED, State.RUNNING):
         record.all(state)

@@ -152,6 +152,14 @@ FOUND: dict[str, Found] = {
         ("erase", {"player_id": "eve"}),
         ("lose", {"shard": 0}),
     ],
+    # The same of one that was done and asked again: the record had it closed.
+    "request that was asked again, and is not listed any more": [
+        ("erase", {"player_id": "dot"}),
+        ("all_work", {"records": 1, "again": 3}),
+        ("look_after", {}),
+        ("erase", {"player_id": "dot"}),
+        ("lose", {"shard": 0}),
+    ],
     # When the request came nobody had read of the tournament, and nobody told it afterwards.
     "tournament that was not read yet when somebody was forgotten": [
         ("play", {"played": [("t0", "ann", 7), ("t0", "eve", 9)]}),

@@ -49,6 +49,11 @@ class SqlRequests:
         with reading(self._engine) as connection:
             return [TournamentId(name) for name in connection.execute(statement).scalars()]
 
+    def reopen(self, erasure_id: str, player_id: PlayerId) -> None:
+        statement = sa.update(tables.erasure_requests).where(_ROW.erasure_id == erasure_id)
+        with writing(self._engine) as connection:
+            connection.execute(statement.values(player_id=player_id))
+
     def close(self, erasure_id: str, done_at_ms: Mapping[str, int], now_ms: int) -> bool:
         told = json.dumps(dict(done_at_ms), separators=(",", ":"))
         kept = {"done_at_ms": sa.func.coalesce(_ROW.done_at_ms, now_ms), "player_id": None}
