@@ -208,7 +208,8 @@ def forget(player_id: PlayerId, ports: Ports, requested_at_ms: int | None = None
     pending = {tournament_of(place) for place in boards_pending(erasure)}
     told = {t for t in pending if shown.get(t) is not None}
     if recorded is not None:
-        told |= {t for t in recorded.live if t in pending}
+        # Also a stranger's: one whose board has just gone was noted while it was in the list.
+        told |= {t for t in pending - told if t in recorded.live or _is_on_record(t, ports)}
         told |= recorded.knowing
     _tell_tournaments(player_id, erasure, sorted(told), ports)
     for tournament_id in shown.keys() | told:
@@ -251,6 +252,11 @@ def _recorded(player_id: PlayerId, erasure: Erasure, ports: Ports) -> _Recorded 
         return _Recorded(knowing, erased, live)
 
     return said_by_record(ask)
+
+
+def _is_on_record(tournament_id: TournamentId, ports: Ports) -> bool:
+    """Whether the record knows the tournament, for whomever."""
+    return said_by_record(lambda: ports.record().find(tournament_id)) is not None
 
 
 def _is_shown(tournament_id: TournamentId, player_id: PlayerId, ports: Ports) -> bool | None:

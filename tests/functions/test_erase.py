@@ -706,6 +706,19 @@ def test_repeated_request_outlives_the_store_as_well(stage: Stage) -> None:
     assert b"alice" not in {one.channel: one.body for one in stage.gateway.frames}["top.late"]
 
 
+def test_stranger_is_forgotten_while_a_board_is_let_go(stage: Stage) -> None:
+    """It has gone, and is still in the list: it can't be asked, and the record knows nobody of
+    that name there."""
+    for key in stage.redis.scan_iter(match=f"{{{ENDED}}}*"):
+        stage.redis.delete(key)
+    _, erasure_id = stage.post("stranger")
+    stage.ports.directory.remove(ENDED)
+    _go_on(stage)
+    told = stage.state(erasure_id)
+    assert (told["state"], told["places"]["board:ended"]) == ("done", "done")
+    assert stage.requests() == {erasure_id: None}
+
+
 def test_list_of_open_requests_that_was_lost_alone_is_made_again(stage: Stage) -> None:
     """It is a key of its own, on a shard of its own."""
     stage.keeper.is_away = stage.keeper.archive_is_away = True
@@ -713,6 +726,7 @@ def test_list_of_open_requests_that_was_lost_alone_is_made_again(stage: Stage) -
     stage.catch_up()
     assert stage.redis.delete("erasures-pending") == 1
     _go_on(stage)
+    assert stage.requests() == {erasure_id: None}, "before anybody asks for its state"
     _check_forgotten(stage, erasure_id)
 
 

@@ -160,9 +160,21 @@ FOUND: dict[str, Found] = {
         ("erase", {"player_id": "dot"}),
         ("lose", {"shard": 0}),
     ],
+    # A stranger to a tournament whose board had just been let go, and was still in the list: it was
+    # noted and never told, so that even who asked again had a request that never ended.
+    "stranger forgotten while a board is let go": [
+        ("schedule", {"tournament_id": "t4", "how": 2}),
+        ("decide", {"tournament_id": "t4", "player_id": "eve", "what": 0, "amount": -3}),
+        ("all_work", {"records": 50, "again": 3}),
+        ("all_work", {"records": 1, "again": 4}),
+        ("wait", {"seconds": DAY_SECONDS}),
+        ("erase", {"player_id": "eve"}),
+    ],
     # When the request came nobody had read of the tournament, and nobody told it afterwards.
     "tournament that was not read yet when somebody was forgotten": [
-        ("play", {"played": [("t0", "ann", 7), ("t0", "eve", 9)]}),
+        ("erase", {"player_id": "dot"}),
+        ("play", {"played": [("t0", "ann", 7), ("t0", "eve", 9), ("t1", "cyd", 8)]}),
+        ("play", {"played": [("t6", "bea", 7), ("t6", "eve", 8)]}),
         ("erase", {"player_id": "ann"}),
     ],
     # What on-wager put back of a request to forget said that the board was done: nobody sent the
