@@ -104,7 +104,6 @@ class Auditor:
         self._known = _Cache(clock)
         self._troubles: dict[Place, str] = {}
         """Why shards can't be written on."""
-        self._told: dict[Place, Head] = {}
         self._heads_at = self._endings_at = clock()
 
     def check(self) -> None:
@@ -134,7 +133,6 @@ class Auditor:
         self._shards.pop(place, None)
         self._sizes.pop(place, None)
         self._troubles.pop(place, None)
-        self._told.pop(place, None)
 
     # one batch
 
@@ -301,11 +299,15 @@ class Auditor:
         return min(self._heads_at, self._endings_at) - now
 
     def _put_heads(self) -> None:
-        heads = {p: s.head(self._ports.origin, p) for p, s in list(self._shards.items())}
-        fresh = {p: h for p, h in heads.items() if h is not None and self._told.get(p) != h}
+        ours = [s.head(self._ports.origin, p) for p, s in list(self._shards.items())]
+        heads = [one for one in ours if one is not None]
+        if not heads:
+            return
+        # What it was told once a record that was set back has lost, and keys wait for it.
+        known = {h.origin: h.size for h in self._ports.pseudonyms.heads([h.place for h in heads])}
+        fresh = [one for one in heads if known.get(one.origin, -1) < one.size]
         if fresh:
-            self._ports.pseudonyms.put_heads(list(fresh.values()))
-            self._told |= fresh
+            self._ports.pseudonyms.put_heads(fresh)
 
     def _destroy_keys(self) -> None:
         for place, shard in list(self._shards.items()):

@@ -160,6 +160,16 @@ FOUND: dict[str, Found] = {
         ("erase", {"player_id": "dot"}),
         ("lose", {"shard": 0}),
     ],
+    # The record had lost how far the audit log is, and archive took it for told: keys that wait for
+    # that were never destroyed.
+    "record set back before an erased player's keys are destroyed": [
+        ("restore_database", {"back": False}),
+        ("score", {"tournament_id": "t0", "player_id": "eve", "amount": 1, "how": 12}),
+        ("all_work", {"records": 1, "again": 2}),
+        ("erase", {"player_id": "bea"}),
+        ("all_work", {"records": 8, "again": 4}),
+        ("restore_database", {"back": True}),
+    ],
     # A stranger to a tournament whose board had just been let go, and was still in the list: it was
     # noted and never told, so that even who asked again had a request that never ended.
     "stranger forgotten while a board is let go": [
