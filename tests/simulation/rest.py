@@ -28,7 +28,7 @@ def come_to_rest(world: World) -> None:
     """Everything is back, and everything is delivered, until nothing moves any more."""
     _heal(world)
     _deliver(world)
-    for player_id in sorted(world.seen.accepted):
+    for player_id in sorted(world.seen.accepted - world.to_repeat):
         _check_ended(world, PlayerId(player_id))
     if world.erased:
         # As the docs say: asked again after an error, and after tournaments were scheduled.

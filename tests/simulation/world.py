@@ -237,6 +237,9 @@ class World:
         self._checked: dict[tuple[str, Place], Offset] = {}
         self._differences = self._alarms()
         self.erased: set[str] = set()
+        self.to_repeat: set[str] = set()
+        """Whose request was in the log, and asked again with an error: what that began waits for
+        who repeats it, as the error says."""
         self._attempts = 0
         self._stack = ExitStack()
         self._open()
@@ -501,11 +504,15 @@ class World:
     def erase(self, player_id: str) -> bool:
         """One request; whether it came to its end."""
         self.erased.add(player_id)
+        was_accepted = player_id in self.seen.accepted
         try:
             function("erase").forget(PlayerId(player_id), self._erase_ports)
         except (KilledError, TransientError, NotFoundError):
             # Not found: the store lost the request while it was at work; to be asked again.
+            if was_accepted:
+                self.to_repeat.add(player_id)
             return False
+        self.to_repeat.discard(player_id)
         return True
 
     def look_after(self) -> None:
