@@ -6,6 +6,8 @@ through here has to be harmless when it is done twice.
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,6 +91,39 @@ BRIEF: Final = Patience(0.5, 0.5, 1, (RedisConnectionError,))
 """For who has another one to ask: once, and again only where a connection was broken."""
 
 
+class _Pool(redis.ConnectionPool):
+    """Hands out what lies ready as it is. redis-py's own pool asks the system each time whether
+    the other side has closed it, and wraps that in locks and metrics: as much as a command costs.
+    Who gets one that was closed finds out by the command, and repeats that as after any other
+    broken connection."""
+
+    def __init__(self, *args: Any, patience: Patience = PATIENT, **settings: Any) -> None:
+        self.patience = patience
+        super().__init__(*args, **settings)
+
+    def reset(self) -> None:
+        """Begin anew: in a child, which must not speak on its parent's connections."""
+        self._lying_ready: deque[Any] = deque()
+        super().reset()
+
+    def get_connection(self, *_: Any, **__: Any) -> Any:
+        """A connection that nobody else has until `release`."""
+        if self.pid == os.getpid():
+            try:
+                return self._lying_ready.pop()
+            except IndexError:
+                pass
+        return super().get_connection()
+
+    def release(self, connection: Any) -> None:
+        """Its answers were all read, or it was disconnected."""
+        if connection.pid != os.getpid():
+            return
+        if connection.should_reconnect():
+            connection.disconnect()
+        self._lying_ready.append(connection)
+
+
 def connect(url: str, patience: Patience = PATIENT) -> RedisClient:
     """A client for `url` (`redis://` or `rediss://`); a comma list of hosts is a cluster.
 
@@ -101,15 +136,16 @@ def connect(url: str, patience: Patience = PATIENT) -> RedisClient:
     parts = urlsplit(url)
     seeds = parts.netloc.rpartition("@")[2].split(",")
     if len(seeds) == 1:
-        client: redis.Redis = redis.Redis.from_url(
+        pool = _Pool.from_url(
             url,
+            patience=patience,
             socket_connect_timeout=patience.connect_seconds,
             socket_timeout=patience.answer_seconds,
             health_check_interval=30,
             retry=_retry(patience),
             protocol=2,
         )
-        return client
+        return redis.Redis.from_pool(pool)
     places = [urlsplit(f"redis://{seed}") for seed in seeds]
     nodes = [_node(place.hostname or "", place.port or 6379) for place in places]
     with transient():
@@ -143,17 +179,47 @@ def transient() -> Iterator[None]:
         raise
 
 
+def ask(client: RedisClient, *command: Any) -> Any:
+    """The answer to a command, of a single server or of the cluster's right one, as it came.
+    Raises TransientError, and what the server answers as an error."""
+    if not isinstance(client, RedisCluster):
+        return answer_of(in_one_trip(client, command)[0])
+    with transient():
+        return client.execute_command(*command)
+
+
 def in_one_trip(client: redis.Redis, *commands: Command) -> list[Any]:
     """The answers of a single server to these commands, done in this order: one round trip.
 
     Commands of others may come in between. An answer may be an error: see `answer_of`. Raises
     TransientError where the server does not answer; then any of them may be done."""
     with transient():
+        pool = client.connection_pool
+        patience = pool.patience if isinstance(pool, _Pool) else PATIENT
+        connection: Any = pool.get_connection()
+        try:
+            connection.send_packed_command(connection.pack_commands(commands))
+            return [_answer_on(connection) for _ in commands]
+        except patience.after:
+            connection.disconnect()
+        except BaseException:
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
+        # In redis-py's way, which repeats it as often as we are patient.
         pipeline: Any = client.pipeline(transaction=False)  # redis-py leaves it half untyped
         for command in commands:
             pipeline.execute_command(*command)
         answers: list[Any] = pipeline.execute(raise_on_error=False)
     return answers
+
+
+def _answer_on(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
 
 
 def answer_of(answer: Any) -> Any:

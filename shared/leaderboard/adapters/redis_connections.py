@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from leaderboard.adapters.redis_client import RedisClient, transient
+from leaderboard.adapters.redis_client import RedisClient, ask, transient
 from leaderboard.errors import TransientError
 from leaderboard.frames import SPREAD_FROM
 from leaderboard.model import PlayerId, TournamentId
@@ -92,8 +92,7 @@ class RedisConnections:
                 "network": grant.network,
             }
         )
-        with transient():
-            self._client.set(_ticket_key(ticket), value, ex=ttl_seconds)
+        ask(self._client, "SET", _ticket_key(ticket), value, "EX", ttl_seconds)
         return ticket
 
     def redeem(self, ticket: str) -> Grant | None:
@@ -102,8 +101,7 @@ class RedisConnections:
         Should the answer get lost on its way, the ticket is used: the player asks for another."""
         if not 0 < len(ticket) <= MAX_TICKET_LENGTH:
             return None
-        with transient():
-            value: Any = self._client.getdel(_ticket_key(ticket))
+        value: Any = ask(self._client, "GETDEL", _ticket_key(ticket))
         if value is None:
             return None
         found = json.loads(value)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from redis import ConnectionPool, RedisCluster
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from leaderboard.adapters.redis_client import Command, RedisClient, transient
+from leaderboard.adapters.redis_client import Command, RedisClient, ask, transient
 from leaderboard.errors import ForeignLogError
 from leaderboard.model import TournamentId
 
@@ -48,16 +49,13 @@ class Script:
         self._client = client
         self._text = text
         self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-        self._name = "EVALSHA_RO" if read_only else "EVALSHA"
-        self._evalsha: Callable[..., Any] = client.evalsha_ro if read_only else client.evalsha
-        self._eval: Callable[..., Any] = client.eval_ro if read_only else client.eval
+        self._name, self._whole = ("EVALSHA_RO", "EVAL_RO") if read_only else ("EVALSHA", "EVAL")
 
     def __call__(self, keys: Sequence[bytes], *args: object) -> Any:
-        with transient():
-            try:
-                return self._evalsha(self._sha, len(keys), *keys, *args)
-            except NoScriptError:
-                return self._eval(self._text, len(keys), *keys, *args)
+        try:
+            return ask(self._client, *self.command(keys, *args))
+        except NoScriptError:
+            return ask(self._client, self._whole, self._text, len(keys), *keys, *args)
 
     def command(self, keys: Sequence[bytes], *args: object) -> Command:
         """The call as it is sent first: NoScriptError is an answer to it."""
@@ -69,7 +67,11 @@ class Script:
             pool = _pool_of(self._client, keys[0])
             connection: Any = pool.get_connection()
             try:
-                connection.send_command("EVALSHA", self._sha, len(keys), *keys, *args)
+                try:
+                    connection.send_command(*self.command(keys, *args))
+                except RedisConnectionError:
+                    # It was closed while it lay ready, and is disconnected now: once more.
+                    connection.send_command(*self.command(keys, *args))
             except BaseException:
                 connection.disconnect()
                 pool.release(connection)
