@@ -96,13 +96,9 @@ def render(values: Mapping[str, str | int], template: str | None = None) -> str:
 
 def backends(authorize_url: str, query_url: str) -> dict[str, str]:
     """The values that say whom the gateway asks."""
-    connect, query = urlsplit(authorize_url), urlsplit(query_url)
     return {
-        "AUTHORIZE_URL": authorize_url,
-        "AUTHORIZE_HOST": connect.netloc,
-        "CONNECT_URL": f"{connect.scheme}://{connect.netloc}",
-        "QUERY_URL": query_url,
-        "QUERY_HOST": query.netloc,
+        "AUTHORIZE_HOST": urlsplit(authorize_url).netloc,
+        "QUERY_HOST": urlsplit(query_url).netloc,
     }
 
 
