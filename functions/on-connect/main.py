@@ -82,7 +82,7 @@ from leaderboard.wiring import door_of, engine_of, gateway_of, record_of, tokens
 
 TICKET_SECONDS: Final = 30
 RECORD_SECONDS: Final = 2.0
-LINGER_MS: Final = 5
+LINGER_MS: Final = 10
 """Attempts at the same time share a request to the broker, which costs it more than they do."""
 CLOSING_SECONDS: Final = 0.5
 CLOSING_BATCH: Final = 500
