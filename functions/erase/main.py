@@ -59,6 +59,7 @@ from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.errors import NotFoundError, TransientError
 from leaderboard.events import GDPR_EVENTS, WAGERS, Event, Id, PlayerErased, format_time_ms
 from leaderboard.hosts.first_use import FirstUse
+from leaderboard.hosts.framework import served
 from leaderboard.hosts.http import Answer, Call, HttpApp, ProblemError, Route
 from leaderboard.hosts.repeating import Repeating
 from leaderboard.model import PlayerId, State, TournamentId
@@ -482,6 +483,7 @@ app = HttpApp(
 os.register_at_fork(after_in_child=follower.after_fork)
 
 
+@served
 def erase(request: Request) -> Response:
     """The entry that functions-framework serves."""
     follower.start()

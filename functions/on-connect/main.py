@@ -52,6 +52,7 @@ from leaderboard.errors import (
 from leaderboard.events import format_time_ms
 from leaderboard.frames import for_part, in_part, part_of, top_frame
 from leaderboard.hosts.first_use import FirstUse
+from leaderboard.hosts.framework import served
 from leaderboard.hosts.http import ANY_ROLE, Answer, Call, HttpApp, ProblemError, Route
 from leaderboard.hosts.repeating import Repeating
 from leaderboard.model import TOP_VISIBLE, PlayerId, TournamentId, is_id
@@ -466,6 +467,7 @@ app = HttpApp(
 os.register_at_fork(after_in_child=closer.after_fork)
 
 
+@served
 def on_connect(request: Request) -> Response:
     """The entry that functions-framework serves."""
     closer.start()

@@ -433,6 +433,9 @@ else:
     except SettingsError as error:
         refuse_to_start(error)
 
+    from leaderboard.hosts.framework import served
+
+    @served
     def on_wager(request: Request) -> Response:
         """The entry for functions-framework."""
         return app(request)

@@ -28,6 +28,7 @@ from leaderboard.errors import ForbiddenError, NotFoundError
 from leaderboard.events import Rules, format_time_ms
 from leaderboard.hosts.files import StaticFiles, matches
 from leaderboard.hosts.first_use import FirstUse
+from leaderboard.hosts.framework import served
 from leaderboard.hosts.http import ANY_ROLE, STAFF, Answer, Call, HttpApp, Route
 from leaderboard.model import PlayerId, Standing, State, TournamentId, masked, percentile
 from leaderboard.ports import BoardView
@@ -379,6 +380,7 @@ app = HttpApp(
 )
 
 
+@served
 def query(request: Request) -> Response:
     """The entry that functions-framework serves."""
     return app(request)

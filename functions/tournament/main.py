@@ -39,6 +39,7 @@ from leaderboard.errors import NotFoundError, Refusal, TransientError
 from leaderboard.fold import LogEntry, Terms, decide, event_key
 from leaderboard.fraud_rules import Parameters
 from leaderboard.hosts.first_use import FirstUse
+from leaderboard.hosts.framework import served
 from leaderboard.hosts.http import Answer, Call, HttpApp, ProblemError, Route
 from leaderboard.hosts.repeating import Repeating
 from leaderboard.model import Disposition, Offset, State, TournamentId
@@ -442,6 +443,7 @@ if _prewarm_settings.raised():
     os.register_at_fork(after_in_child=raiser.after_fork)
 
 
+@served
 def tournament(request: Request) -> Response:
     """The entry that functions-framework serves."""
     if _prewarm_settings.raised():

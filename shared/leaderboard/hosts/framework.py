@@ -1,21 +1,27 @@
-"""What functions-framework and gunicorn answer by themselves, before a function is asked.
+"""Between functions-framework's server and a function: requests go from gunicorn to the entry.
 
-Left alone they send HTML pages, some of which repeat a piece of the request: for a request line
-that is none, for `/favicon.ico`, for a path with two slashes. Here these are problems (RFC 9457)
-like all others, and repeat nothing.
+The framework's own way there leads through Flask: contexts, sessions, a second table of routes and
+an id for each execution, none of which is used here, took longer than our own part. And what it
+answers by itself, before a function is asked, are HTML pages, some of which repeat a piece of the
+request: for `/favicon.ico`, for a path with two slashes; gunicorn the same, for a request line that
+is none. Here these are problems (RFC 9457) like all others, and repeat nothing.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from socket import socket
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
-from flask import Response, current_app, has_app_context
+from flask import Request, Response, current_app, has_app_context
 from gunicorn import util
-from werkzeug.exceptions import HTTPException
 
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+Entry = Callable[[Request], Response]
 PROBLEM_TYPE: Final = "application/problem+json"
 SAFE: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 """With every answer that says nothing else."""
@@ -29,22 +35,22 @@ def problem_body(status: int, detail: str, **members: object) -> str:
     )
 
 
-def answer_in_problems() -> None:
-    """Take over the errors of the framework that is importing this function; else nothing."""
-    if not has_app_context():
-        return
-    current_app.register_error_handler(HTTPException, _answer_of)
-    # Else a path with two slashes is sent on to one with one, by a page.
-    current_app.url_map.merge_slashes = False
-    util.write_error = _write_error
+def served(entry: Entry) -> Entry:
+    """Marks the entry of a function, which answers everything that it is asked, also with errors,
+    and raises nothing. While the framework imports the function, requests are led to it; at any
+    other time this does nothing."""
+    if has_app_context():
+        framework: Any = current_app
+        framework.wsgi_app = _led_to(entry)
+        util.write_error = _write_error
+    return entry
 
 
-def _answer_of(error: HTTPException) -> Response:
-    status = error.code or 500
-    body = problem_body(status, "There is nothing at this address for this method.")
-    if status >= 500:
-        body = problem_body(status, "This is our fault, and it was logged.")
-    return Response(body, status=status, content_type=PROBLEM_TYPE, headers=SAFE)
+def _led_to(entry: Entry) -> Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]:
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return entry(Request(environ))(environ, start_response)
+
+    return application
 
 
 def _write_error(client: socket, status: int, reason: str, message: str) -> None:

@@ -9,7 +9,6 @@ own `cloud_event` signature echoes bodies in errors, refuses GET and knows no bo
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import logging
 import threading
@@ -38,7 +37,7 @@ from leaderboard.errors import (
     UnauthenticatedError,
 )
 from leaderboard.hosts.collector import settle
-from leaderboard.hosts.framework import PROBLEM_TYPE, SAFE, answer_in_problems, problem_body
+from leaderboard.hosts.framework import PROBLEM_TYPE, SAFE, problem_body
 
 MAX_BODY_BYTES: Final = 64 * 1024
 DISCARDED_BYTES: Final = 4 * 1024 * 1024
@@ -169,9 +168,8 @@ class HttpApp:
             converters={"default": _IdConverter},
             strict_slashes=True,
             merge_slashes=False,
-        )
+        ).bind("")
         self._is_prepared = False
-        answer_in_problems()
 
     def __call__(self, request: Request) -> Response:
         started = time.perf_counter()
@@ -194,8 +192,6 @@ class HttpApp:
         except Exception:
             logger.exception("bug while serving a request")
             response = problem(500, "This is our fault, and it was logged.")
-        # The framework reads what is left of a body before it answers, whatever its size.
-        request.stream = io.BytesIO()
         self._allow_origin(request, response)
         for name, text in SAFE.items():
             response.headers.setdefault(name, text)
@@ -208,8 +204,7 @@ class HttpApp:
         return response
 
     def _match(self, request: Request) -> tuple[Route, dict[str, str]]:
-        adapter = self._map.bind("", path_info=request.path)
-        index, path = adapter.match(method=request.method)
+        index, path = self._map.match(request.path, request.method)
         return self.routes[index], dict(path)
 
     def _serve(self, route: Route, path: Mapping[str, str], request: Request) -> Answer:
@@ -232,7 +227,9 @@ class HttpApp:
         finally:
             # Also where it failed: who asks too often is told that first.
             headers_told = told()
-        return replace(answer, headers={**answer.headers, **headers_told})
+        return (
+            replace(answer, headers={**answer.headers, **headers_told}) if headers_told else answer
+        )
 
     def _address_of(self, headers: Mapping[str, str], request: Request) -> str:
         # Whoever calls may send this header too: only one element is our gateway's.
@@ -329,11 +326,13 @@ def _nothing_told() -> Mapping[str, str]:
 def _handled(route: Route, call: Call, request: Request) -> Answer:
     """The route's answer, after body and query were checked."""
     raw = _body_of(request, route.max_body_bytes)
-    query = _validated(route.query, request.args.to_dict(), "query")
+    query = None
+    if route.query is not None:
+        query = _validated(route.query, request.args.to_dict(), "query")
     body = None
     if route.body is not None and (raw or not route.body_optional):
         body = _validated_json(route.body, raw)
-    return route.handler(replace(call, raw_body=raw, query=query, body=body))
+    return route.handler(Call(call.path, call.headers, raw, call.address, call.caller, query, body))
 
 
 def bearer_of(headers: Mapping[str, str]) -> str:
@@ -395,6 +394,8 @@ def _problem_of(error: LeaderboardError) -> Response:
 
 
 def _body_of(request: Request, limit: int) -> bytes:
+    if not request.content_length and "HTTP_TRANSFER_ENCODING" not in request.environ:
+        return b""  # without either there is none (RFC 9112 §6.3)
     raw = bytearray()
     if (request.content_length or 0) <= limit:
         while len(raw) <= limit and (part := request.stream.read(limit + 1 - len(raw))):
@@ -417,9 +418,7 @@ def _discard(request: Request) -> None:
             left -= len(part)
 
 
-def _validated(model: type[BaseModel] | None, values: Mapping[str, str], what: str) -> Any:
-    if model is None:
-        return None
+def _validated(model: type[BaseModel], values: Mapping[str, str], what: str) -> Any:
     try:
         return model.model_validate(values)
     except ValidationError as error:
