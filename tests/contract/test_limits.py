@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import RedisCluster
 
-from leaderboard.adapters.redis_client import RedisClient, connect
+from leaderboard.adapters.redis_client import BRIEF, PATIENT, RedisClient, connect
 from leaderboard.adapters.redis_limits import COUNT, RedisLimits, key_of
 from leaderboard.callers import Counted, Quota
 from leaderboard.errors import TransientError
@@ -26,9 +26,20 @@ GIVEN_CLOCK = "local time = {tonumber(ARGV[3]), tonumber(ARGV[4])}"
 _numbers = count()
 
 
-@pytest.fixture(scope="module", params=["redis_url", "valkey_url", "redis_cluster_url"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("redis_url", PATIENT),
+        ("redis_url", BRIEF),
+        ("valkey_url", PATIENT),
+        ("redis_cluster_url", PATIENT),
+    ],
+    ids=["redis", "redis-brief", "valkey", "cluster"],
+)
 def client(request: pytest.FixtureRequest) -> Iterator[RedisClient]:
-    opened = connect(request.getfixturevalue(request.param))
+    """With a brief one, counting goes with what the thread asks next."""
+    url, patience = request.param
+    opened = connect(request.getfixturevalue(url), patience)
     yield opened
     opened.close()
 

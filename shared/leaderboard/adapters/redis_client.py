@@ -7,8 +7,9 @@ through here has to be harmless when it is done twice.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -39,6 +40,7 @@ from redis.retry import Retry
 from leaderboard.errors import TransientError
 
 CHECK_SECONDS: Final = 1.0
+_NOTHING: Final = object()
 
 RedisClient = redis.Redis | RedisCluster
 Command = tuple[Any, ...]
@@ -91,6 +93,13 @@ BRIEF: Final = Patience(0.5, 0.5, 1, (RedisConnectionError,))
 """For who has another one to ask: once, and again only where a connection was broken."""
 
 
+class _Own(threading.local):
+    """A thread's own."""
+
+    def __init__(self) -> None:
+        self.riders: list[Rider] = []
+
+
 class _Pool(redis.ConnectionPool):
     """Hands out what lies ready as it is. redis-py's own pool asks the system each time whether
     the other side has closed it, and wraps that in locks and metrics: as much as a command costs.
@@ -99,6 +108,7 @@ class _Pool(redis.ConnectionPool):
 
     def __init__(self, *args: Any, patience: Patience = PATIENT, **settings: Any) -> None:
         self.patience = patience
+        self.own = _Own()
         super().__init__(*args, **settings)
 
     def reset(self) -> None:
@@ -184,8 +194,9 @@ def ask(client: RedisClient, *command: Any) -> Any:
     Raises TransientError, and what the server answers as an error."""
     if not isinstance(client, RedisCluster):
         return answer_of(in_one_trip(client, command)[0])
+    cluster: Any = client  # redis-py leaves it untyped
     with transient():
-        return client.execute_command(*command)
+        return cluster.execute_command(*command)
 
 
 def in_one_trip(client: redis.Redis, *commands: Command) -> list[Any]:
@@ -193,25 +204,65 @@ def in_one_trip(client: redis.Redis, *commands: Command) -> list[Any]:
 
     Commands of others may come in between. An answer may be an error: see `answer_of`. Raises
     TransientError where the server does not answer; then any of them may be done."""
+    pool: Any = client.connection_pool
+    riders = pool.own.riders if isinstance(pool, _Pool) else []
+    if not riders:
+        return _trip(client, commands)
+    pool.own.riders = []
+    try:
+        answers = _trip(client, (*(one.command for one in riders), *commands))
+    except Exception as error:
+        for one in riders:
+            one.told = error
+        raise
+    for one, answer in zip(riders, answers, strict=False):
+        one.told = answer
+    return answers[len(riders) :]
+
+
+class Rider:
+    """A command that goes with the next trip of this thread to the same server, as its first; or
+    alone, when its answer is wanted before there was one. Made and asked by one thread."""
+
+    def __init__(self, client: redis.Redis, command: Command) -> None:
+        self.command = command
+        self.told: Any = _NOTHING
+        self._client = client
+        pool: Any = client.connection_pool
+        pool.own.riders.append(self)
+
+    def answer(self) -> Any:
+        """As of `ask`; raises TransientError also where only the trip's own part was in vain."""
+        if self.told is _NOTHING:
+            in_one_trip(self._client)
+        return answer_of(self.told)
+
+
+def may_ride(client: RedisClient, within_seconds: float) -> bool:
+    """Whether a `Rider` can be made, and is told within that time, or that it can't be."""
+    pool = None if isinstance(client, RedisCluster) else client.connection_pool
+    return isinstance(pool, _Pool) and pool.patience.answer_seconds <= within_seconds
+
+
+def _trip(client: redis.Redis, commands: Sequence[Command]) -> list[Any]:
     with transient():
         pool = client.connection_pool
-        patience = pool.patience if isinstance(pool, _Pool) else PATIENT
         connection: Any = pool.get_connection()
-        try:
+
+        def once() -> list[Any]:
             connection.send_packed_command(connection.pack_commands(commands))
             return [_answer_on(connection) for _ in commands]
-        except patience.after:
-            connection.disconnect()
+
+        def broken(_: Exception) -> None:
+            connection.disconnect()  # the next attempt connects again
+
+        try:
+            answers: list[Any] = connection.retry.call_with_retry(once, broken)
         except BaseException:
-            connection.disconnect()
+            connection.disconnect()  # what is left of its answers would be taken for the next ones
             raise
         finally:
             pool.release(connection)
-        # In redis-py's way, which repeats it as often as we are patient.
-        pipeline: Any = client.pipeline(transaction=False)  # redis-py leaves it half untyped
-        for command in commands:
-            pipeline.execute_command(*command)
-        answers: list[Any] = pipeline.execute(raise_on_error=False)
     return answers
 
 

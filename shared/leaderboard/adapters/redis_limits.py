@@ -11,10 +11,12 @@ The list ends with its window. Callers are hashed: an address or a name is never
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
-from leaderboard.adapters.redis_client import RedisClient, check
-from leaderboard.adapters.redis_scripts import Script, Sent
+from leaderboard.adapters.redis_client import RedisClient, check, may_ride
+from leaderboard.adapters.redis_scripts import Script
 from leaderboard.callers import Counted, Quota
 
 # KEYS[1] the list. ARGV: how many, the window in µs. Answers 1 or 0, how many are left, and the
@@ -53,18 +55,22 @@ return {1, most - count - 1, first + window - now}
 class RedisLimits:
     """`callers.Limits` on Redis, single or clustered. Safe for several threads.
 
-    An answer has failed that takes longer than `answer_seconds`."""
+    An answer has failed that takes longer than `answer_seconds`. Where the client waits no longer
+    than that, counting goes with the next thing that the thread asks the server: see `Rider`."""
 
     def __init__(self, client: RedisClient, answer_seconds: float = 0.5) -> None:
         self._client = client
         self._answer_seconds = answer_seconds
         self._count = Script(client, COUNT, read_only=False)
+        self._rides = may_ride(client, answer_seconds)
 
     def begin(self, quota: Quota, who: str) -> _Counting:
         """As the port says."""
-        key = key_of(quota, who)
-        sent = self._count.begin([key], quota.most, quota.seconds * 1_000_000)
-        return _Counting(sent, self._answer_seconds)
+        keys, window = [key_of(quota, who)], quota.seconds * 1_000_000
+        if self._rides:
+            return _Counting(self._count.riding(keys, quota.most, window))
+        sent = self._count.begin(keys, quota.most, window)
+        return _Counting(partial(sent.answer, within_seconds=self._answer_seconds))
 
     def check(self) -> None:
         """As the port says."""
@@ -72,12 +78,11 @@ class RedisLimits:
 
 
 class _Counting:
-    def __init__(self, sent: Sent, answer_seconds: float) -> None:
-        self._sent = sent
-        self._answer_seconds = answer_seconds
+    def __init__(self, told: Callable[[], Any]) -> None:
+        self._told = told
 
     def answer(self) -> Counted:
-        answer: Any = self._sent.answer(within_seconds=self._answer_seconds)
+        answer: Any = self._told()
         is_within, left, more_us = answer
         return Counted(bool(is_within), left, more_us)
 

@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from leaderboard.adapters.redis_client import Command, RedisClient, ask, transient
+from leaderboard.adapters.redis_client import Command, RedisClient, Rider, ask, transient
 from leaderboard.errors import ForeignLogError
 from leaderboard.model import TournamentId
 
@@ -60,6 +60,19 @@ class Script:
     def command(self, keys: Sequence[bytes], *args: object) -> Command:
         """The call as it is sent first: NoScriptError is an answer to it."""
         return (self._name, self._sha, len(keys), *keys, *args)
+
+    def riding(self, keys: Sequence[bytes], *args: object) -> Callable[[], Any]:
+        """The call as a `Rider`, and what gets its answer."""
+        client: Any = self._client
+        rider = Rider(client, self.command(keys, *args))
+
+        def answer() -> Any:
+            try:
+                return rider.answer()
+            except NoScriptError:
+                return self(keys, *args)
+
+        return answer
 
     def begin(self, keys: Sequence[bytes], *args: object) -> Sent:
         """Send the call and come back at once. Raises TransientError."""
