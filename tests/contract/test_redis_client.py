@@ -51,7 +51,7 @@ def cut_all(redis_url: str) -> None:
 def lay_ready(client: redis.Redis, how_many: int) -> None:
     """So many connections, each used once."""
     pool = client.connection_pool
-    held = [pool.get_connection() for _ in range(how_many)]
+    held: list[Any] = [pool.get_connection() for _ in range(how_many)]
     for one in held:
         one.send_command("PING")
         assert one.read_response() == b"PONG"
