@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
-from flask import Request
+from flask import Flask, Request, Response, has_request_context
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from prometheus_client import REGISTRY
 from pydantic import BaseModel, Field
@@ -27,6 +27,7 @@ from leaderboard.errors import (
     TransientError,
 )
 from leaderboard.hosts import http
+from leaderboard.hosts.framework import served
 from leaderboard.hosts.http import (
     ANY_ROLE,
     DISCARDED_BYTES,
@@ -458,6 +459,38 @@ def test_a_served_process_settles_when_it_has_what_it_keeps_and_a_test_never(
         answered.append(client.get("/open", environ_overrides=given).status_code)
     assert set(answered) == {200}
     assert settled == ([20, 1_000] if is_served else [])
+
+
+# --- the way from the framework's server -------------------------------------------------------
+
+ANYTHING = [("GET", "/open"), ("GET", "/favicon.ico"), ("GET", "//open"), ("TRACE", "/open")]
+
+
+def test_while_the_framework_imports_a_function_requests_are_led_to_its_entry() -> None:
+    framework = Flask("framework")
+    asked: list[str] = []
+    app = HttpApp("host", ROUTES)
+
+    def entry(request: Request) -> Response:
+        assert not has_request_context(), "nothing of Flask's is made for it"
+        asked.append(request.path)
+        return app(request)
+
+    with framework.app_context():
+        assert served(entry) is entry
+    client = Client(framework)
+    answers = [client.open(path, method=method) for method, path in ANYTHING]
+    assert [one.status_code for one in answers] == [200, 404, 404, 405]
+    assert all(_problem(one) for one in answers[1:])
+    assert len(asked) == len(ANYTHING)
+
+
+def test_entry_that_the_framework_does_not_import_stays_what_it_is() -> None:
+    framework = Flask("framework")
+    before = framework.wsgi_app
+    app = HttpApp("host", ROUTES)
+    assert served(app) is app
+    assert framework.wsgi_app == before
 
 
 # --- how often somebody may ask ----------------------------------------------------------------
