@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from itertools import count
@@ -53,9 +54,19 @@ def lay_ready(client: redis.Redis, how_many: int) -> None:
     pool = client.connection_pool
     held: list[Any] = [pool.get_connection() for _ in range(how_many)]
     for one in held:
+        one.disconnect()  # it may be one that was closed
         one.send_command("PING")
         assert one.read_response() == b"PONG"
     for one in held:
+        pool.release(one)
+
+
+def break_all(client: redis.Redis, how_many: int) -> None:
+    """What lies ready can't even be sent on."""
+    pool = client.connection_pool
+    held: list[Any] = [pool.get_connection() for _ in range(how_many)]
+    for one in held:
+        one._sock.shutdown(socket.SHUT_RDWR)
         pool.release(one)
 
 
@@ -73,12 +84,20 @@ def test_connections_that_were_closed_while_they_lay_ready_cost_no_answer(
         assert client.get(key) == b"a"
         cut_all(redis_url)
         assert Script(client, ADD, read_only=False).begin([f"{key}-n".encode()]).answer() > 0
+        lay_ready(client, 3)
+        break_all(client, 3)
+        assert Script(client, ADD, read_only=False).begin([f"{key}-n".encode()]).answer() > 0
+        assert ask(client, "GET", key) == b"a"
     client.close()
 
 
 def test_connection_is_one_callers_alone(client: redis.Redis, key: str) -> None:
     """Eight threads, each with answers of its own."""
     wrong: list[Any] = []
+    pool = client.connection_pool
+    held = {id(pool.get_connection()) for _ in range(3)}
+    lay_ready(client, 3)
+    assert len({id(pool.get_connection()) for _ in range(3)} | held) == 6
 
     def work(number: int) -> None:
         for turn in range(300):
@@ -149,6 +168,7 @@ def test_rider_is_told_that_its_trip_was_in_vain() -> None:
     rider = Rider(away, ("INCR", "n"))
     with pytest.raises(TransientError):
         ask(away, "GET", "n")
+    away.connection_pool.get_connection = None  # nobody waits for the same server twice
     with pytest.raises(TransientError):
         rider.answer()
 
