@@ -17,6 +17,7 @@ TRIALS ?= 48
 SEED ?=
 ONLY ?=
 BROKEN ?=
+PODS ?=
 RUNS ?= 5
 SMALL ?=
 BASE ?=
@@ -132,8 +133,8 @@ deploy-check: $(STAMP) ## Every manifest built, against schemas, policies and th
 	@PYTHONPATH=tests $(BIN)/python -m deploy.checking
 
 .PHONY: cluster-test
-cluster-test: $(STAMP) kafka deploy-tools ## The manifests on the real cluster in KUBECONFIG, filled and emptied (ONLY=, BROKEN=).
-	@PYTHONPATH=tests $(BIN)/python -m cluster $(if $(ONLY),--only "$(ONLY)") \
+cluster-test: $(STAMP) kafka deploy-tools ## The manifests on the real cluster in KUBECONFIG, filled and emptied (PODS=1, ONLY=, BROKEN=).
+	@PYTHONPATH=tests $(BIN)/python -m cluster $(if $(PODS),--pods) $(if $(ONLY),--only "$(ONLY)") \
 		$(if $(BROKEN),--broken "$(BROKEN)")
 
 .PHONY: deploy-tools

@@ -24,8 +24,8 @@ class Certificates:
     key: Path
 
 
-def make_certificates(folder: Path) -> Certificates:
-    """An authority and a server's certificate for loopback, good for a day."""
+def make_certificates(folder: Path, *addresses: str) -> Certificates:
+    """An authority and a server's certificate for loopback and these addresses, good for a day."""
     folder.mkdir(parents=True, exist_ok=True)
     own, servers = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
@@ -44,7 +44,8 @@ def make_certificates(folder: Path) -> Certificates:
         )
 
     authority = builder(issuer, own).add_extension(x509.BasicConstraints(True, None), True)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(LOOPBACK))]
+    names: list[x509.GeneralName] = [x509.DNSName("localhost")]
+    names += [x509.IPAddress(ipaddress.ip_address(one)) for one in (LOOPBACK, *addresses)]
     server = builder(subject, servers).add_extension(x509.SubjectAlternativeName(names), False)
     made = Certificates(folder / "ca.crt", folder / "tls.crt", folder / "tls.key")
     for path, one in ((made.authority, authority), (made.certificate, server)):

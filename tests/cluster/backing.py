@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +45,7 @@ from whole_path import schedule, unique, wager
 PASSWORD: Final = "a password of the cluster test"
 TOPICS: Final = ("--partitions", "50", "--replicas", "1", "--in-sync", "1")
 READY_SECONDS: Final = 60.0
+ANSWER_SECONDS: Final = 60.0
 LEAD_MINUTES: Final = 1
 """Instead of 30."""
 RAISED: Final = ("query", "on-connect", "on-wager-http")
@@ -52,14 +54,69 @@ ROUND: Final = 500
 
 
 @dataclass
-class Backing:
+class Servers:
+    """Servers of one run: `settings` say to processes of this machine where they are, `given` to
+    the cluster."""
+
+    kafka: KafkaServer
+    settings: dict[str, str]
+    given: Settings
+
+    def play(self, count: int, tournaments: Sequence[str]) -> None:
+        """Schedule these, and put `count` wagers into their logs."""
+        producer = Producer(
+            {
+                "bootstrap.servers": self.kafka.bootstrap_servers,
+                "partitioner": "murmur2_random",
+                "linger.ms": 20,
+            }
+        )
+        events = [_without_floor(schedule(one)) for one in tournaments]
+        names = itertools.islice(itertools.cycle(tournaments), count)
+        events += [wager(one, f"p{i % 997}", 100) for i, one in enumerate(names)]
+        for number, one in enumerate(events):
+            record = encode_kafka(one, ev.WAGERS)
+            producer.produce(
+                record.topic, key=record.key, value=record.value, headers=list(record.headers)
+            )
+            if number % ROUND == 0:
+                producer.poll(0)
+        assert producer.flush(60) == 0
+
+    def committed(self) -> dict[tuple[str, int], int]:
+        """The offset that `on-wager` reads next, as far as it has committed, of each partition."""
+        asked = [ConsumerGroupTopicPartitions("on-wager")]
+        group = self.admin.list_consumer_group_offsets(asked)["on-wager"].result(ANSWER_SECONDS)
+        found = {
+            (one.topic, one.partition): max(one.offset, 0)
+            for one in group.topic_partitions
+            if one.topic == ev.WAGERS
+        }
+        assert found, "on-wager has committed nothing"
+        return found
+
+    def lag(self) -> int:
+        """Records of `wagers` that `on-wager` has not committed yet."""
+        committed = self.committed()
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        ends = self.admin.list_offsets({TopicPartition(*place): latest for place in committed})
+        return sum(
+            end.result(ANSWER_SECONDS).offset - committed[place.topic, place.partition]
+            for place, end in ends.items()
+        )
+
+    @cached_property
+    def admin(self) -> AdminClient:
+        """Of Kafka, as somebody who may do everything."""
+        return AdminClient({"bootstrap.servers": self.kafka.bootstrap_servers, "log_level": 2})
+
+
+@dataclass
+class Backing(Servers):
     """The servers and processes of one run. `link` is the way on which KEDA, and nobody else, comes
     to Kafka."""
 
-    kafka: KafkaServer
     link: Proxy
-    settings: dict[str, str]
-    given: Settings
     processes: dict[str, Process]
     account: Path
     """What a pod of `tournament` has mounted of its ServiceAccount."""
@@ -102,13 +159,14 @@ class Backing:
             ResourceType.ANY, anything, ResourcePatternType.ANY, f"User:{user}", anything,
             AclOperation.ANY, AclPermissionType.ANY,
         )  # fmt: skip
-        admin = AdminClient({"bootstrap.servers": self.kafka.bootstrap_servers, "log_level": 2})
-        (gone,) = [future.result(20) for future in admin.delete_acls([every]).values()]
+        (gone,) = [
+            future.result(ANSWER_SECONDS) for future in self.admin.delete_acls([every]).values()
+        ]
         assert gone, f"{user} had no rights"
 
     def give_rights(self) -> None:
         """Everybody's, as `leaderboard acls` does."""
-        _commanded(self.kafka, self.account.parent, "acls")
+        commanded(self.kafka, self.account.parent, "acls")
 
     # lag
 
@@ -118,45 +176,6 @@ class Backing:
 
     def resume_on_wager(self) -> None:
         os.kill(self.processes["on-wager"].pid, signal.SIGCONT)
-
-    def play(self, count: int, tournaments: Sequence[str]) -> None:
-        """Schedule these, and put `count` wagers into their logs."""
-        producer = Producer(
-            {
-                "bootstrap.servers": self.kafka.bootstrap_servers,
-                "partitioner": "murmur2_random",
-                "linger.ms": 20,
-            }
-        )
-        events = [_without_floor(schedule(one)) for one in tournaments]
-        names = itertools.islice(itertools.cycle(tournaments), count)
-        events += [wager(one, f"p{i % 997}", 100) for i, one in enumerate(names)]
-        for number, one in enumerate(events):
-            record = encode_kafka(one, ev.WAGERS)
-            producer.produce(
-                record.topic, key=record.key, value=record.value, headers=list(record.headers)
-            )
-            if number % ROUND == 0:
-                producer.poll(0)
-        assert producer.flush(60) == 0
-
-    def lag(self) -> int:
-        """Records of `wagers` that `on-wager` has not committed yet."""
-        admin = AdminClient({"bootstrap.servers": self.kafka.bootstrap_servers, "log_level": 2})
-        asked = [ConsumerGroupTopicPartitions("on-wager")]
-        group = admin.list_consumer_group_offsets(asked)["on-wager"].result(20)
-        committed = {
-            (one.topic, one.partition): one.offset
-            for one in group.topic_partitions
-            if one.topic == ev.WAGERS
-        }
-        assert committed, "on-wager has committed nothing"
-        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        ends = admin.list_offsets({TopicPartition(*place): latest for place in committed})
-        return sum(
-            end.result(20).offset - max(committed[place.topic, place.partition], 0)
-            for place, end in ends.items()
-        )
 
 
 @contextmanager
@@ -187,7 +206,7 @@ def _started(folder: Path, api_url: str, authority: str, running: ExitStack) -> 
     issuer.start()
     issuer.process.wait_until(issuer.answers, READY_SECONDS)
     make_record(postgres.url)
-    _guard(kafka, folder)
+    guard(kafka, folder)
     account = _account(folder / "account", authority)
     settings = {
         **common_settings(ports, {}),
@@ -210,14 +229,15 @@ def _started(folder: Path, api_url: str, authority: str, running: ExitStack) -> 
         authority=made.authority.read_text("utf-8"),
         redis_url=redis.url,
         database_url=postgres.url,
+        outbox_url=postgres.url,
         tombstone_key=settings["TOMBSTONE_KEY"],
-        more={name: settings[name] for name in _TOLD},
+        more={name: settings[name] for name in TOLD},
     )
     processes = {
         name: _function(name, settings, ports, folder, running)
         for name in ("on-wager", "tournament")
     }
-    return Backing(kafka, link, settings, given, processes, account)
+    return Backing(kafka, settings, given, link, processes, account)
 
 
 def _without_floor(scheduled: ev.Event) -> ev.Event:
@@ -226,21 +246,21 @@ def _without_floor(scheduled: ev.Event) -> ev.Event:
     return scheduled._replace(data=ev.TournamentScheduled.model_validate(asked))
 
 
-_TOLD: Final = (
+TOLD: Final = (
     *("JWT_ISSUER", "JWT_AUDIENCE", "JWKS_URL", "ALLOWED_ORIGINS", "PAGE_CONNECT_URL"),
     *("GATEWAY_PUBLISH_URL", "GATEWAY_CLIENT_URL", "PREWARM_LEAD_MINUTES", "PREWARM_SERVICES"),
 )
 
 
-def _guard(kafka: KafkaServer, folder: Path) -> None:
+def guard(kafka: KafkaServer, folder: Path) -> None:
     """Topics and access lists by our own commands; a password for each user."""
-    _commanded(kafka, folder, "topics", *TOPICS)
-    _commanded(kafka, folder, "acls")
+    commanded(kafka, folder, "topics", *TOPICS)
+    commanded(kafka, folder, "acls")
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 2})
     give_password(admin, KAFKA, PASSWORD)
 
 
-def _commanded(kafka: KafkaServer, folder: Path, *words: str) -> None:
+def commanded(kafka: KafkaServer, folder: Path, *words: str) -> None:
     done = command(words, folder, {"KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers})
     assert done.returncode == 0, done.stdout + done.stderr
 

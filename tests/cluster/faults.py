@@ -62,6 +62,17 @@ def _deployers_may_not_patch(one: Manifest) -> None:
             rule["verbs"] = [verb for verb in rule["verbs"] if verb != "patch"]
 
 
+def _a_ceiling_of_two(one: Manifest) -> None:
+    if _is(one, "ScaledObject", "on-wager"):
+        one["spec"]["maxReplicaCount"] = 2
+
+
+def _no_authority(one: Manifest) -> None:
+    """It can't tell whether the brokers are ours."""
+    if _is(one, "Deployment", "on-wager"):
+        one["spec"]["template"]["spec"]["volumes"][0]["secret"]["secretName"] = "other-ca"
+
+
 def _no_floor(one: Manifest) -> None:
     if _is(one, "ScaledObject", "archive"):
         del one["spec"]["triggers"][1]
@@ -76,4 +87,9 @@ FAULTS: Final = (
     Fault("no right to raise revisions", "a tournament lifts floors", _may_only_look),
     Fault("a right to read secrets", "the token does no more", _may_read_secrets),
     Fault("deployers without patch", "a rollout goes on and back", _deployers_may_not_patch),
+)
+POD_FAULTS: Final = (
+    Fault("brokers that nobody vouches for", "pods run", _no_authority),
+    Fault("a ceiling of two", "lag is worked off", _a_ceiling_of_two),
+    Fault("deployers without patch", "a broken revision is taken back", _deployers_may_not_patch),
 )

@@ -9,13 +9,13 @@ import base64
 import json
 import re
 import subprocess
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
 from cluster import tree
 from cluster.api import Manifest, RefusedError, until
-from cluster.scene import READERS, SETTLED_SECONDS, Scene
+from cluster.scene import READERS, SETTLED_SECONDS, Scene, Stage
 from cluster.tree import DATA, NAMESPACE
 from leaderboard.stack.functions import FUNCTIONS
 from leaderboard.stack.kafka_jars import project_root
@@ -23,6 +23,7 @@ from leaderboard.stack.process import LOOPBACK, Process, free_port
 from running import command
 
 OVERLAY: Final = "keda/overlays/production"
+AS_DEPLOYER: Final = "kubectl --as=somebody --as-group=leaderboard-deployers"
 
 
 def token_does_no_more(scene: Scene) -> str:
@@ -46,9 +47,8 @@ def token_does_no_more(scene: Scene) -> str:
 def rollout_goes_on_and_back(scene: Scene) -> str:
     """`leaderboard rollout` as a deployer: a revision whose check fails at 10 % is taken back, one
     whose check passes gets everything, and `--back` gives it to the one before."""
-    as_deployer = "kubectl --as=somebody --as-group=leaderboard-deployers"
-    base = ["rollout", "query", "-n", NAMESPACE, "--kubectl", as_deployer, "--watch", "3"]
-    old = _serving(scene)
+    base = ["rollout", "query", "-n", NAMESPACE, "--kubectl", AS_DEPLOYER, "--watch", "3"]
+    old = serving(scene)
     check = scene.folder / "check.sh"
     check.write_text(
         '#!/bin/sh\n[ "$PERCENT" -lt 10 ] || { echo too slow >&2; exit 3; }\n', "utf-8"
@@ -57,18 +57,18 @@ def rollout_goes_on_and_back(scene: Scene) -> str:
     failed = _command(scene, *base, "leaderboard/query:bad", "--check", str(check))
     assert failed.returncode == 1, f"a failing check was passed:\n{failed.stdout}"
     assert "the check failed at 10 %" in failed.stderr, failed.stderr
-    until(lambda: _serving(scene) == old or None, 30, f"{old} has everything again")
+    until(lambda: serving(scene) == old or None, 30, f"{old} has everything again")
     done = _command(scene, *base, "leaderboard/query:good")
     assert done.returncode == 0, done.stdout + done.stderr
-    until(lambda: _serving(scene) not in (old, {}) or None, 30, "the new revision has everything")
+    until(lambda: serving(scene) not in (old, {}) or None, 30, "the new revision has everything")
     back = _command(scene, *base[:6], "--back", "--to", next(iter(old)))
     assert back.returncode == 0, back.stdout + back.stderr
-    until(lambda: _serving(scene) == old or None, 30, f"{old} has everything again")
+    until(lambda: serving(scene) == old or None, 30, f"{old} has everything again")
     said = failed.stderr.strip().splitlines()[-1]
     return f"“{said}”; 0, 10, 50, 100 % passed; back in one step"
 
 
-def _serving(scene: Scene) -> dict[str, int]:
+def serving(scene: Stage[Any]) -> dict[str, int]:
     """Revisions and their percents."""
     found = scene.cluster.get("services.serving.knative.dev", "query", NAMESPACE)
     shares = found["status"].get("traffic", [])

@@ -6,12 +6,12 @@ what was seen instead."""
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import Any, Final
 
 from cluster import tree
 from cluster.api import held, until
 from cluster.backing import LEAD_MINUTES, RAISED
-from cluster.scene import READERS, SETTLED_SECONDS, Scene
+from cluster.scene import READERS, SETTLED_SECONDS, Scene, Stage
 from cluster.tree import NAMESPACE
 from leaderboard import prewarming
 from leaderboard.prewarming import MIN_SCALE
@@ -73,7 +73,7 @@ def floors_stand(scene: Scene) -> str:
     )
 
 
-def scale_of(scene: Scene, service: str, replicas: int, seconds: float) -> float:
+def scale_of(scene: Stage[Any], service: str, replicas: int, seconds: float) -> float:
     """Wait until the Knative Service's only revision has so many pods; the seconds that took."""
 
     def look() -> bool | None:

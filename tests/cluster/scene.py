@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from cluster import tree
 from cluster.api import Cluster, Manifest, until
-from cluster.backing import Backing
+from cluster.backing import Backing, Servers
 from cluster.tree import NAMESPACE
 from deploy.checking.building import Built
 
@@ -18,12 +18,15 @@ READERS: Final = ("on-wager", "on-rank-change", "archive")
 SETTLED_SECONDS: Final = 180.0
 
 
+Behind = TypeVar("Behind", bound=Servers)
+
+
 @dataclass
-class Scene:
+class Stage(Generic[Behind]):
     """The cluster, what is behind it, and the tree as kustomize makes it."""
 
     cluster: Cluster
-    backing: Backing
+    backing: Behind
     built: Mapping[str, Built]
     folder: Path
     edits: list[tree.Edit] = field(default_factory=list)
@@ -77,3 +80,7 @@ class Scene:
         """Of a Knative Service."""
         label = f"serving.knative.dev/service={service}"
         return self.cluster.listed("revisions.serving.knative.dev", NAMESPACE, "-l", label)
+
+
+Scene = Stage[Backing]
+"""Of a cluster whose pods may be stand-ins."""

@@ -49,6 +49,8 @@ class Settings:
     """In PEM: who signed the brokers' certificate."""
     redis_url: str
     database_url: str
+    outbox_url: str
+    """The game platform's database, of which the relay reads."""
     tombstone_key: str
     more: Mapping[str, str]
     """The rest of the ConfigMap, as the functions' settings have it."""
@@ -112,6 +114,8 @@ def _filled(secret: str, name: str, example: str, given: Settings) -> str:
     }
     if secret == "leaderboard" and name in given.more:
         return given.more[name]
+    if (secret, name) == ("relay", "DATABASE_URL"):
+        return given.outbox_url
     return known.get(name, example)
 
 

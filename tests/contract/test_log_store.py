@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +10,6 @@ from pathlib import Path
 
 import boto3
 import pytest
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
 
 from audits import ORIGIN, SIGNER, VERIFIER, entries_of, reader_of, written
 from leaderboard.adapters import directory_log
@@ -22,6 +19,7 @@ from leaderboard.audit.log import AuditLog
 from leaderboard.audit.store import LogStore, LogStores, Shard
 from leaderboard.audit.verify import verify_log
 from leaderboard.errors import FencedError, LogConflictError, TransientError
+from object_stores import object_store
 
 BUCKET = "audit"
 WAGERS = Shard("wagers", 3)
@@ -30,10 +28,7 @@ NUMBERS = count()
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    # One request at a time: moto looks whether a condition holds, and then writes.
-    application = DomainDispatcherApplication(create_backend_app)
-    server = make_server("127.0.0.1", 0, application, threaded=False)
+    server = object_store(0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster import tree
-from cluster.__main__ import NEEDED, TRIALS, emptied
+from cluster import pods, tree
+from cluster.__main__ import NEEDED, POD_TRIALS, TRIALS, emptied
 from cluster.api import Cluster, NotThisClusterError, chosen, held, until
-from cluster.faults import FAULTS
+from cluster.faults import FAULTS, POD_FAULTS
+from cluster.node import STAND_IN, main_process, own_node
 from deploy.checking import ROOT
 from deploy.checking.building import Built
 
@@ -28,6 +29,7 @@ GIVEN = tree.Settings(
     authority="a certificate",
     redis_url="redis://127.0.0.1:9",
     database_url="postgresql://somebody@127.0.0.1:9/leaderboard",
+    outbox_url="postgresql://somebody@127.0.0.1:9/game",
     tombstone_key="k" * 32,
     more={"JWT_ISSUER": "http://127.0.0.1:9"},
 )
@@ -189,11 +191,14 @@ def test_only_what_is_said_differs_from_the_tree(built: Mapping[str, Built]) -> 
 # --- faults --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    ("fault", "trials"),
+    [*((one, TRIALS) for one in FAULTS), *((one, POD_TRIALS) for one in POD_FAULTS)],
+)
 def test_each_fault_changes_one_manifest_and_names_a_trial(
-    fault: Any, built: Mapping[str, Built]
+    fault: Any, trials: Mapping[str, Any], built: Mapping[str, Built]
 ) -> None:
-    assert fault.found_by in TRIALS
+    assert fault.found_by in trials
     changed = []
     for folder in tree.ORDER:
         for one in copy.deepcopy(built[folder].manifests):
@@ -205,7 +210,9 @@ def test_each_fault_changes_one_manifest_and_names_a_trial(
 
 
 def test_what_others_stand_on_comes_first() -> None:
-    assert tuple(TRIALS)[: len(NEEDED)] == NEEDED
+    first = [one for one in NEEDED if one in TRIALS]
+    assert list(TRIALS)[: len(first)] == first
+    assert next(iter(POD_TRIALS)) in NEEDED
 
 
 # --- waiting -------------------------------------------------------------------------------------
@@ -221,3 +228,80 @@ def test_holding_fails_as_soon_as_it_does_not() -> None:
     held(lambda: True, 0.1, "truth")
     with pytest.raises(AssertionError, match="truth: after 0 s it did not hold"):
         held(lambda: False, 1, "truth")
+
+
+# --- real pods -----------------------------------------------------------------------------------
+
+
+def nodes(folder: Path, *found: dict[str, Any]) -> Cluster:
+    """A `kubectl` that knows these nodes."""
+    program = folder / "kubectl"
+    program.write_text(f"#!/bin/sh\ncat <<'E'\n{json.dumps({'items': found})}\nE\n", "utf-8")
+    program.chmod(0o755)
+    return Cluster("/dev/null", str(program))
+
+
+def a_node(address: str, *images: str, **notes: str) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "n", "annotations": notes},
+        "status": {
+            "addresses": [{"type": "InternalIP", "address": address}],
+            "images": [{"names": [one]} for one in images],
+        },
+    }
+
+
+def test_pods_are_real_on_one_node_that_is_this_machine(tmp_path: Path) -> None:
+    ours = a_node("127.0.0.1", "docker.io/leaderboard/query:0.1.0")
+    found = own_node(nodes(tmp_path, ours))
+    assert found.address == "127.0.0.1"
+    assert found.has("leaderboard/query:0.1.0")
+    assert not found.has("leaderboard/query:0.2.0")
+    with pytest.raises(NotThisClusterError, match="one node is wanted, and the cluster has 2"):
+        own_node(nodes(tmp_path, ours, ours))
+    with pytest.raises(NotThisClusterError, match="which is no address of this mach"):
+        own_node(nodes(tmp_path, a_node("192.0.2.1")))
+    stand_in = a_node("127.0.0.1", **{STAND_IN: "fake"})
+    with pytest.raises(NotThisClusterError, match="node n is a stand-in and runs nothing"):
+        own_node(nodes(tmp_path, stand_in))
+    with pytest.raises(NotThisClusterError, match="has no image leaderboard/archive, leaderboard/"):
+        pods.ready_for(found)
+
+
+def test_a_process_is_found_by_its_pod_and_its_command() -> None:
+    with pytest.raises(AssertionError, match="pod 1-2 has no process"):
+        main_process("1-2", "main.py")
+
+
+def test_real_pods_are_as_the_tree_says_but_for_what_a_small_node_has(
+    built: Mapping[str, Built],
+) -> None:
+    """Room asked for, how fast readers are, how many there may be: nothing else."""
+    changed = set()
+    for folder in tree.ORDER:
+        for was in built[folder].manifests:
+            now = copy.deepcopy(was)
+            pods.fit(now)
+            changed |= {path for path, *_ in _changes(was, now)}
+    assert {path.rpartition(" ")[2] for path in changed} == {
+        *("resources.requests.cpu", "resources.limits.cpu"),
+        *("spec.maxReplicaCount", "spec.fallback.replicas"),
+    }
+    slowed = {path.split(" ")[0] for path in changed if "limits" in path}
+    assert slowed == {"Deployment"}
+
+
+def _changes(was: Any, now: Any, place: str = "", of: str = "") -> list[tuple[str]]:
+    """Kind, name and path of each value that differs; a path within a container is its own."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        of = of or f"{was['kind']} {was['metadata']['name']}"
+        keys = was.keys() | now.keys()
+        return [
+            one
+            for key in keys
+            for one in _changes(was.get(key), now.get(key), f"{place}.{key}".lstrip("."), of)
+        ]
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        inner = "" if place.endswith("containers") else place
+        return [one for a, b in zip(was, now, strict=True) for one in _changes(a, b, inner, of)]
+    return [] if was == now else [(f"{of} {place}",)]

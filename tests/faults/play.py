@@ -30,8 +30,6 @@ ZIPF: Final = 1.1
 REPEATS: Final = 0.01
 CHUNK: Final = 40
 CHUNK_SECONDS: Final = 0.05
-MOST_EVENTS: Final = 4_000
-"""By Kafka; afterwards a chunk every half second keeps the log moving."""
 TOURNAMENTS: Final = 6
 LASTS_SECONDS: Final = 1_800
 ATTEMPT_SECONDS: Final = 2.0
@@ -228,7 +226,7 @@ class Play:
                 self._produce(record)
                 self._recent = [*self._recent[-500:], record]
             self._producer.poll(0)
-            spent = self.counts["sent"] > MOST_EVENTS
+            spent = self.counts["sent"] > self.scene.most_events
             self._stopping.wait(0.5 if spent else CHUNK_SECONDS)
             self._producer.poll(0)
 

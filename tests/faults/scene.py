@@ -40,6 +40,9 @@ SMALL_DISK_MIB: Final = 96
 class Scene:
     """One running stack, and everything that a fault or a comparison asks of it."""
 
+    most_events = 4_000
+    """Of a play, by Kafka; afterwards a chunk every half second keeps the log moving."""
+
     def __init__(self, folder: Folder, players: Players, *, cluster: bool = False) -> None:
         """`cluster`: Redis is three primaries with a replica each, and its links can't be cut."""
         self.folder, self.cluster = folder, cluster

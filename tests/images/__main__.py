@@ -146,34 +146,35 @@ def servers(folder: Folder) -> Iterator[tuple[dict[str, int], dict[str, str]]]:
         yield ports, {**backbone.settings(), **common_settings(ports, {}), **log, **urls}
 
 
-def whole_path(containers: Containers, players: Players) -> None:
-    """A tournament, a socket, a wager; the frame, the board, the record."""
+def whole_path(containers: Containers, players: Players, seconds: float = 20) -> None:
+    """A tournament, a socket, a wager; the frame, the board, the record; each within `seconds`."""
     settings = containers.env()
     path = Path(containers, players)  # type: ignore[arg-type]  # it is asked for its settings only
     try:
         tournament_id = TournamentId(unique("cup"))
         path.publish([schedule(tournament_id), wager(tournament_id, "alice", 500)])
-        eventually(lambda: path.get(f"/v1/tournaments/{tournament_id}").status_code == 200, 20)
+        eventually(lambda: path.get(f"/v1/tournaments/{tournament_id}").status_code == 200, seconds)
         socket = path.socket(tournament_id, "alice")
         try:
             path.publish([wager(tournament_id, "alice", 250)])
-            eventually(lambda: socket.of_type("position"), 20)
-            eventually(lambda: socket.of_type("top")[-1:] != [], 20)
+            eventually(lambda: socket.of_type("position"), seconds)
+            eventually(lambda: socket.of_type("top")[-1:] != [], seconds)
         finally:
             socket.close()
-        eventually(lambda: path.standings(tournament_id)[0]["score"] == 750, 20)
-        eventually(lambda: scores_on_record(settings, tournament_id) == [750], 20)
+        eventually(lambda: path.standings(tournament_id)[0]["score"] == 750, seconds)
+        eventually(lambda: scores_on_record(settings, tournament_id) == [750], seconds)
         staff = path.headers("operator")
         cup = f"{settings['TOURNAMENT_URL']}/v1/tournaments/{tournament_id}"
         body = {"reason": "the test is over"}
         answer = path.http.post(f"{cup}/end", json=body, headers=staff)
         assert answer.status_code == 202, answer.text
-        eventually(lambda: path.get(f"/v1/tournaments/{tournament_id}").json()["state"] == "ended")
+        told = f"/v1/tournaments/{tournament_id}"
+        eventually(lambda: path.get(told).json()["state"] == "ended", seconds)
         asked = f"{settings['ERASE_URL']}/v1/erasures"
         answer = path.http.post(asked, json={"player_id": "alice"}, headers=staff)
         assert answer.status_code == 202, answer.text
         at = f"{asked}/{answer.json()['erasure_id']}"
-        eventually(lambda: path.http.get(at, headers=staff).json()["state"] == "done", 20)
+        eventually(lambda: path.http.get(at, headers=staff).json()["state"] == "done", seconds)
         assert path.http.post(settings["ON_WAGER_URL"], json={}).status_code == 401
     finally:
         path.close()

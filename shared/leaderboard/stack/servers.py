@@ -155,11 +155,14 @@ class KafkaUsers:
     allow, no more.
 
     `found_at` is the port under which they are told to find the broker: a program between the two
-    may cut what it passes on. `bundle` is a file with key and certificate in PEM: TLS as well."""
+    may cut what it passes on. `host` is the address that goes with it, where something takes
+    clients of other machines to ours. `bundle` is a file with key and certificate in PEM: TLS as
+    well."""
 
     port: int
     found_at: int | None = None
     bundle: Path | None = None
+    host: str = LOOPBACK
 
     @property
     def protocol(self) -> str:
@@ -228,9 +231,11 @@ class KafkaServer:
     def launch(self) -> None:
         """Start without waiting, but for the formatting of a new storage (2 s)."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        more = {} if self._link is None else {"LINK": self._link}
+        more: dict[str, tuple[int, str]] = {}
+        if self._link is not None:
+            more["LINK"] = self._link[0], f"{LOOPBACK}:{self._link[1]}"
         if (users := self._users) is not None:
-            more["USERS"] = (users.port, users.found_at or users.port)
+            more["USERS"] = users.port, f"{users.host}:{users.found_at or users.port}"
         # The controller's port is nobody else's business, so it is any free one each time.
         self._config.write_text(
             KAFKA_PROPERTIES.format(
@@ -241,7 +246,7 @@ class KafkaServer:
                 max_message_bytes=MAX_MESSAGE_BYTES,
                 users="SASL_PLAINTEXT" if users is None else users.protocol,
                 more_listeners="".join(f",{n}://{LOOPBACK}:{p}" for n, (p, _) in more.items()),
-                more_advertised="".join(f",{n}://{LOOPBACK}:{p}" for n, (_, p) in more.items()),
+                more_advertised="".join(f",{n}://{place}" for n, (_, place) in more.items()),
             )
             + ("" if users is None else users.properties()),
             encoding="utf-8",
