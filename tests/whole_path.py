@@ -297,8 +297,10 @@ def schedule(
     starts_in: float = -60,
     lasts: float = 3600,
     rules: Mapping[str, Any] | None = None,
+    floor: int | None = None,
 ) -> ev.Event:
-    """A tournament around now: sum of stakes in euros, unless `rules` say otherwise."""
+    """A tournament around now: sum of stakes in euros, unless `rules` say otherwise. `floor`: the
+    replicas that it claims (0: none), for once not what holds for every tournament."""
     starts_at = datetime.now(UTC) + timedelta(seconds=starts_in)
     given = rules or {"scoring": {"kind": "stake"}, "currency": "EUR"}
     data = ev.TournamentScheduled(
@@ -307,6 +309,7 @@ def schedule(
         starts_at=starts_at,
         ends_at=starts_at + timedelta(seconds=lasts),
         rules=ev.Rules.model_validate(given),
+        prewarm=None if floor is None else {"floor": floor},
     )
     return event(data)
 

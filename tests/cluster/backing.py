@@ -71,7 +71,7 @@ class Servers:
                 "linger.ms": 20,
             }
         )
-        events = [_without_floor(schedule(one)) for one in tournaments]
+        events = [schedule(one, floor=0) for one in tournaments]
         names = itertools.islice(itertools.cycle(tournaments), count)
         events += [wager(one, f"p{i % 997}", 100) for i, one in enumerate(names)]
         for number, one in enumerate(events):
@@ -238,12 +238,6 @@ def _started(folder: Path, api_url: str, authority: str, running: ExitStack) -> 
         for name in ("on-wager", "tournament")
     }
     return Backing(kafka, settings, given, link, processes, account)
-
-
-def _without_floor(scheduled: ev.Event) -> ev.Event:
-    """The same for a tournament that wants no replicas of its own."""
-    asked = {**scheduled.data.model_dump(), "prewarm": {"floor": 0}}
-    return scheduled._replace(data=ev.TournamentScheduled.model_validate(asked))
 
 
 TOLD: Final = (

@@ -78,6 +78,8 @@ class Cast(Played):
 
     most_events = 20_000
     """The load goes on while pods start."""
+    floor = 0
+    """There are two of everything, whatever is played."""
 
     def __init__(self, folder: Path, players: Players, settings: dict[str, str]) -> None:
         super().__init__(folder, players)

@@ -31,4 +31,4 @@ def check(environ: Mapping[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(check(os.environ))
+    sys.exit(check(os.environ) or 0)

@@ -100,7 +100,8 @@ class Play:
     def schedule(self) -> None:
         """The tournaments, acknowledged."""
         for name, rules in zip(self.tournaments, RULES, strict=True):
-            self._produce(encode_kafka(schedule(name, lasts=LASTS_SECONDS, rules=rules), ev.WAGERS))
+            data = schedule(name, lasts=LASTS_SECONDS, rules=rules, floor=self.scene.floor)
+            self._produce(encode_kafka(data, ev.WAGERS))
         assert self._producer.flush(30) == 0
 
     def start(self) -> None:

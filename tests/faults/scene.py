@@ -42,6 +42,8 @@ class Scene:
 
     most_events = 4_000
     """Of a play, by Kafka; afterwards a chunk every half second keeps the log moving."""
+    floor: int | None = None
+    """Replicas that each tournament of a play claims, where not what holds for all."""
 
     def __init__(self, folder: Folder, players: Players, *, cluster: bool = False) -> None:
         """`cluster`: Redis is three primaries with a replica each, and its links can't be cut."""
