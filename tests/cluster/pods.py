@@ -263,11 +263,11 @@ def lag_is_worked_off(scene: PodScene) -> str:
     assert most["working"] > FLOOR, f"only {most['working']} pods ever had partitions to read"
     wrong = differences(scene, names)
     assert not wrong, "; ".join(wrong)
-    down = scene.settle(["on-wager"], FLOOR, PODS_SECONDS, "when there is no lag")
+    scene.settle(["on-wager"], FLOOR, PODS_SECONDS, "when there is no lag")
     return (
         f"2 → {most['wanted']} decided {grown:.0f} s after {LAG:,} wagers were in; up to "
         f"{most['working']} pods shared the partitions and had worked them off after "
-        f"{worked:.0f} s; {TOURNAMENTS} boards and records equal the log; → 2 after {down:.0f} s"
+        f"{worked:.0f} s; {TOURNAMENTS} boards and records equal the log; then two again"
     )
 
 
@@ -291,19 +291,21 @@ def differences(scene: PodScene, names: Sequence[str], seconds: float = 60) -> l
             key = TournamentId(str(entry.event.tournament_id))
             oracle.apply(key, "oracle", None, [entry], EVERYTHING)
         deadline = time.monotonic() + seconds
-        while (wrong := _unlike(cast, oracle, names)) and time.monotonic() < deadline:
+        while (wrong := unlike_views(cast, oracle, names)) and time.monotonic() < deadline:
             time.sleep(1)
         return wrong
     finally:
         cast.close()
 
 
-def _unlike(cast: Cast, oracle: MemoryBoard, names: Sequence[str]) -> list[str]:
+def unlike_views(cast: Cast, oracle: MemoryBoard, names: Sequence[str]) -> list[str]:
+    """What board and record of each say otherwise than the oracle."""
     wrong = []
     for name in map(TournamentId, names):
         mine = oracle.top(name, 10_000)
         for view, theirs in (("board", cast.board), ("record", cast.record)):
-            if mine is None or (found := theirs.top(name, 10_000)) != mine:
+            found = theirs.top(name, 10_000)
+            if mine is None or found != mine:
                 wrong.append(f"{name}: {unlike(view, mine, found)}")
     return wrong[:5]
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,12 @@ from cluster.faults import FAULTS, POD_FAULTS
 from cluster.node import STAND_IN, main_process, own_node
 from deploy.checking import ROOT
 from deploy.checking.building import Built
+from faults.scene import TOMBSTONE_KEY
+from faults.views import EVERYTHING
+from leaderboard.adapters.memory_board import MemoryBoard
+from leaderboard.fold import LogEntry
+from leaderboard.model import Offset, TournamentId
+from whole_path import schedule, wager
 
 GIVEN = tree.Settings(
     kafka="127.0.0.1:9",
@@ -289,6 +296,22 @@ def test_real_pods_are_as_the_tree_says_but_for_what_a_small_node_has(
     }
     slowed = {path.split(" ")[0] for path in changed if "limits" in path}
     assert slowed == {"Deployment"}
+
+
+def test_a_board_or_a_record_that_lost_one_wager_is_told() -> None:
+    name = TournamentId("cup")
+    events = [schedule(name), wager(name, "alice", 500), wager(name, "bob", 250)]
+    entries = [LogEntry(Offset(n), one.time_ms, one) for n, one in enumerate(events)]
+    whole, short = MemoryBoard(TOMBSTONE_KEY), MemoryBoard(TOMBSTONE_KEY)
+    whole.apply(name, "a", None, entries, EVERYTHING)
+    short.apply(name, "a", None, entries[:-1], EVERYTHING)
+    cast: Any = SimpleNamespace(board=whole, record=whole)
+    assert pods.unlike_views(cast, whole, [name]) == []
+    cast.record = short
+    assert pods.unlike_views(cast, whole, [name]) == ["cup: record at 1, the log at 2"]
+    cast.board, cast.record = short, whole
+    assert pods.unlike_views(cast, whole, [name]) == ["cup: board at 1, the log at 2"]
+    assert len(pods.unlike_views(cast, whole, [name, TournamentId("none")])) == 3
 
 
 def _changes(was: Any, now: Any, place: str = "", of: str = "") -> list[tuple[str]]:
