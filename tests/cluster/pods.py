@@ -107,11 +107,10 @@ class PodScene(Stage[Beside]):
     absent: dict[str, str] = field(default_factory=dict)
     """Workloads that were not applied, and the image that the node has not."""
 
-    def manifests(self, folder: str) -> list[Manifest]:
-        """As they are applied here: fitted to one small node, without what it has no image of."""
-        found = super().manifests(folder)
+    def fitted(self, found: list[Manifest]) -> list[Manifest]:
+        """For one small node, without what it has no image of."""
         for one in found:
-            if lacking := [i for i in _images(one) if not self.node.has(i)]:
+            if lacking := [i for i in images_of(one) if not self.node.has(i)]:
                 self.absent[f"{one['kind']} {one['metadata']['name']}"] = lacking[0]
         kept = [one for one in found if not self._is_absent(one)]
         for one in kept:
@@ -134,7 +133,6 @@ class PodScene(Stage[Beside]):
 
 
 def _containers(one: Manifest) -> list[Manifest]:
-    """Of the pods that it makes."""
     spec = one.get("spec", {})
     if one["kind"] == "CronJob":
         spec = spec["jobTemplate"]["spec"]
@@ -144,7 +142,8 @@ def _containers(one: Manifest) -> list[Manifest]:
     return []
 
 
-def _images(one: Manifest) -> list[str]:
+def images_of(one: Manifest) -> list[str]:
+    """Of the pods that it makes."""
     return [container["image"] for container in _containers(one)]
 
 
@@ -277,7 +276,7 @@ def working(scene: PodScene) -> int:
     return sum(bool(one.assignment.topic_partitions) for one in group.members)
 
 
-def differences(scene: PodScene, names: Sequence[str], seconds: float = 60) -> list[str]:
+def differences(scene: PodScene, names: Sequence[str]) -> list[str]:
     """What boards and record differ in from the log's own fold, which is made here; given time to
     come level."""
     cast = scene.cast()
@@ -290,7 +289,7 @@ def differences(scene: PodScene, names: Sequence[str], seconds: float = 60) -> l
             entry = entry_of(record)
             key = TournamentId(str(entry.event.tournament_id))
             oracle.apply(key, "oracle", None, [entry], EVERYTHING)
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PODS_SECONDS
         while (wrong := unlike_views(cast, oracle, names)) and time.monotonic() < deadline:
             time.sleep(1)
         return wrong
@@ -442,7 +441,7 @@ def broken_revision_is_taken_back(scene: PodScene) -> str:
     said = (failed.stderr.strip().splitlines() or ["nothing"])[-1]
     assert failed.returncode == 1 and "the check failed at 10 %" in said, failed.stdout + said
     until(lambda: releases.serving(scene) == old or None, 30, f"{old} has everything again")
-    (image,) = [one for one in _images(_service(scene)) if one == BROKEN]
+    (image,) = [one for one in images_of(_service(scene)) if one == BROKEN]
     sound = f"docker.io/leaderboard/query:{_version(scene)}"
     done = command([*words, sound], scene.folder, told)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -455,7 +454,7 @@ def _service(scene: PodScene) -> Manifest:
 
 
 def _version(scene: PodScene) -> str:
-    (image,) = _images(scene.manifest("knative/overlays/production", "Service", "query"))
+    (image,) = images_of(scene.manifest("knative/overlays/production", "Service", "query"))
     return image.rpartition(":")[2]
 
 

@@ -40,10 +40,14 @@ class Stage(Generic[Behind]):
         for kind, name in left:
             self.left.setdefault(kind, set()).add(name)
         url = self.backing.settings["TOURNAMENT_URL"]
-        found = list(tree.prepared(found, url))
+        found = self.fitted(list(tree.prepared(found, url)))
         for edit in self.edits:
             for one in found:
                 edit(one)
+        return found
+
+    def fitted(self, found: list[Manifest]) -> list[Manifest]:
+        """What of these can be run here, and how. Faults are put into what this gives."""
         return found
 
     def manifest(self, folder: str, kind: str, name: str) -> Manifest:

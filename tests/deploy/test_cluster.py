@@ -20,7 +20,7 @@ from cluster import pods, tree
 from cluster.__main__ import NEEDED, POD_TRIALS, TRIALS, emptied
 from cluster.api import Cluster, NotThisClusterError, chosen, held, until
 from cluster.faults import FAULTS, POD_FAULTS
-from cluster.node import STAND_IN, main_process, own_node
+from cluster.node import STAND_IN, Node, main_process, own_node
 from deploy.checking import ROOT
 from deploy.checking.building import Built
 from faults.scene import TOMBSTONE_KEY
@@ -328,3 +328,27 @@ def _changes(was: Any, now: Any, place: str = "", of: str = "") -> list[tuple[st
         inner = "" if place.endswith("containers") else place
         return [one for a, b in zip(was, now, strict=True) for one in _changes(a, b, inner, of)]
     return [] if was == now else [(f"{of} {place}",)]
+
+
+def test_faults_are_put_into_what_a_small_node_is_given(built: Mapping[str, Built]) -> None:
+    """Not the other way round: a fault that is overwritten is found by nobody."""
+    (fault,) = [one for one in POD_FAULTS if one.name == "a ceiling of two"]
+    images = {image for b in built.values() for m in b.manifests for image in pods.images_of(m)}
+    node = Node("n", "127.0.0.1", frozenset(images))
+    backing: Any = SimpleNamespace(settings={"TOURNAMENT_URL": "http://127.0.0.1:1"})
+    cluster: Any = SimpleNamespace(kinds=lambda: {("keda.sh", "ScaledObject")})
+    scene = pods.PodScene(cluster, backing, built, Path(), [fault.edit], node=node, players=backing)
+    found = scene.manifest("keda/overlays/production", "ScaledObject", "on-wager")
+    assert found["spec"]["maxReplicaCount"] == 2
+    other = scene.manifest("keda/overlays/production", "Deployment", "archive")
+    assert other["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] == (
+        pods.CPU
+    )
+    bare = Node("n", "127.0.0.1", frozenset(one for one in images if "on-wager" not in one))
+    scene = pods.PodScene(cluster, backing, built, Path(), node=bare, players=backing)
+    names = [
+        (m["kind"], m["metadata"]["name"]) for m in scene.manifests("keda/overlays/production")
+    ]
+    assert ("Deployment", "archive") in names
+    assert not {("Deployment", "on-wager"), ("ScaledObject", "on-wager")} & set(names)
+    assert list(scene.absent) == ["Deployment on-wager"]
