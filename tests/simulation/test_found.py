@@ -196,7 +196,26 @@ FOUND: dict[str, Found] = {
         ("erase", {"player_id": "dot"}),
         ("lose", {"shard": SHARDS}),
     ],
-    # The same: an erasure after the end of someone who was never on the board changes its
+    # The board of a listed tournament was lost as the request came, and the record had not read of
+    # it yet: it was noted, never told, and the request stayed open.
+    "board lost under a request, before the record knows the tournament": [
+        (
+            "interrupt",
+            {"name": "on-wager", "index": 3, "records": 1, "after": 9, "what": "same", "which": 7},
+        ),
+        (
+            "interrupt",
+            {
+                "name": "erase",
+                "index": 0,
+                "records": 1,
+                "after": 5,
+                "what": "fail_over",
+                "which": 3,
+            },
+        ),
+    ],
+    # An erasure after the end of someone who was never on the board changes its
     # sequence and no row, and no frame is sent for it.
     "erasure of a stranger after the end": [
         ("schedule", {"tournament_id": "t4", "how": 0}),
