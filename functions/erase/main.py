@@ -205,13 +205,14 @@ def forget(player_id: PlayerId, ports: Ports, requested_at_ms: int | None = None
     if erasure.player_id is None:
         # The same request beside this one has just finished, and forgot whom it is about.
         erasure = ports.erasures.begin(player_id, opened_at_ms)
-    # Who has neither a board nor a record of it would only refuse the event. One that is listed and
-    # not over has its schedule in the log, before this: its board is lost, and the record behind.
+    # Who has neither a board nor a record of it would only refuse the event.
     pending = {tournament_of(place) for place in boards_pending(erasure)}
-    told = {t for t in pending if shown.get(t) is not None or t in open_still}
+    told = {t for t in pending if shown.get(t) is not None}
     if recorded is not None:
-        # Also a stranger's: one whose board has just gone was noted while it was in the list.
-        told |= {t for t in pending - told if _is_on_record(t, ports)}
+        # One that is listed and not over has its schedule in the log, before this: its board was
+        # just lost, and the record is behind. And also a stranger's: one whose board has just gone
+        # was noted while it was in the list.
+        told |= {t for t in pending - told if t in open_still or _is_on_record(t, ports)}
         told |= recorded.knowing
     _tell_tournaments(player_id, erasure, sorted(told), ports)
     for tournament_id in shown.keys() | told:
