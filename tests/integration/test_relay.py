@@ -390,8 +390,8 @@ def test_record_that_kafka_refuses_is_overtaken_by_nothing(
         stack.callback(limit_records, broker, 4 * 1024 * 1024)
         relay.start()
         wait_for(lambda: all_sent(outbox), 60)
-        # The client sends a megabyte at once: that is refused, what is left after it is not.
-        limit_records(broker, 128_000)
+        # Each of the large ones is refused, what comes behind them is not.
+        limit_records(broker, 20_000)
         with psycopg.connect(outbox.url) as connection:
             for index in range(42):
                 put(connection, large(f"1-{index}"))
