@@ -367,7 +367,9 @@ def test_an_event_of_before_a_schedule_is_not_judged_by_it(board: Board) -> None
     early = scored(1, ALICE, 5, time_ms=START_MS - 500)
     log = [scheduled(0), early, scheduled(2, starts_ms=START_MS - 1000)]
     put(board, log)
-    again = put(board, [early])
+    # Why it did not count is told again, until that has arrived.
+    assert put(board, [early]).verdicts == [Disposition.NOT_STARTED]
+    again = board.apply(T, LOG, None, [early], Offset(2))
     assert again.verdicts == [Disposition.SKIPPED]
     assert again.terms is not None
     assert again.terms.state == "scheduled"
