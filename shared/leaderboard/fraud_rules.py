@@ -32,12 +32,14 @@ class StakeOutlier(_Rule):
 
     The habit is the mean and the variance of the stakes' natural logarithm, exponentially
     weighted by `forgetting`; it is asked after `warm_up` wagers. `least_deviation` is the floor of
-    the standard deviation, so that who always stakes the same may stake a little more."""
+    the standard deviation, so that who always stakes the same may stake a little more.
 
-    deviations: float = Field(4.0, gt=0, le=100, strict=False)
+    No number here may be as small as to make another one infinite."""
+
+    deviations: float = Field(4.0, ge=0.1, le=100, strict=False)
     warm_up: int = Field(20, ge=2, le=10_000)
-    forgetting: float = Field(0.05, gt=0, lt=1)
-    least_deviation: float = Field(0.25, gt=0, le=10)
+    forgetting: float = Field(0.05, ge=0.0001, lt=1)
+    least_deviation: float = Field(0.25, ge=0.001, le=10)
 
 
 class Collusion(_Rule):
@@ -49,7 +51,7 @@ class Collusion(_Rule):
     meet anyway."""
 
     repeats: int = Field(12, ge=3, le=1_000)
-    share: float = Field(0.8, gt=0, le=1)
+    share: float = Field(0.8, ge=0.01, le=1)
     close_ms: int = Field(1_000, ge=0, le=60_000)
     turn_ms: int = Field(10_000, ge=1, le=600_000)
     least_players: int = Field(10, ge=2, le=10_000)

@@ -148,6 +148,19 @@ def test_who_was_forgotten_is_named_nowhere_whichever_comes_first(
     assert found[Offset(0)].decision == "dismissed"
 
 
+@pytest.mark.parametrize(
+    ("severity", "kept"),
+    [(1e300, 2**63 / 1000), (10**40, 2**63 / 1000), (float("inf"), 2**63 / 1000),
+     (float("nan"), 0), (-5.0, 0), ("high", 0), (True, 1)],
+)  # fmt: skip
+def test_no_number_in_an_alert_stops_who_keeps_it(
+    engine: sa.Engine, severity: Any, kept: float
+) -> None:
+    keep(engine, suspected(0, ALICE, severity=severity, sequence=10**30))
+    (alert,) = SqlAlerts(engine).list(AlertFilter(), 10)
+    assert alert.severity == pytest.approx(kept, rel=0.01)
+
+
 def test_an_alert_of_another_kind_than_ours_is_kept_too(engine: sa.Engine) -> None:
     """Its evidence is whatever its writer says."""
     data = ev.FraudSuspected(

@@ -309,3 +309,16 @@ def test_what_nobody_understands_counts_as_nothing_said_and_is_refused_where_ask
 def test_a_rule_can_be_left_out() -> None:
     given = wagers(*((n, "p", 100) for n in range(300)))
     assert seen(parameters_of({"velocity": None}), given) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "number"),
+    [("stake_outlier", "forgetting"), ("stake_outlier", "deviations"),
+     ("stake_outlier", "least_deviation"), ("collusion", "share")],
+)  # fmt: skip
+@pytest.mark.parametrize("small", [0, 5e-324, 1e-320, 1e-310, 1e-18, 1e-9])
+def test_no_number_is_so_small_that_another_one_becomes_infinite(
+    rule: str, number: str, small: float
+) -> None:
+    """Such a one counts as nothing said: it stopped whoever folded by it."""
+    assert parameters_of({rule: {number: small}}) is DEFAULTS

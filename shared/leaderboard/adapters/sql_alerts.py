@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from math import isnan
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -20,6 +21,7 @@ from leaderboard.model import Offset, PlayerId, TournamentId, erased_name, tombs
 _ALERT = tables.fraud_alerts.c
 _REVIEW = tables.fraud_reviews.c
 _LONGEST_ID: Final = 192
+_LARGEST: Final = 2**63 - 1
 _OTHER: Final = "with_player_id"
 """Of the evidence: another player whom it names."""
 
@@ -58,17 +60,31 @@ def _row(
     forgotten: frozenset[str],
     key: bytes,
 ) -> tuple[Any, ...]:
-    player, other, evidence = data.player_id, _other(data), json.dumps(data.evidence)
-    sequence, severity = data.evidence.get("sequence"), data.evidence.get("severity")
+    player, other, evidence = data.player_id, _other(data), _text(data.evidence)
+    sequence = data.evidence.get("sequence")
     if player in forgotten or other in forgotten:
         evidence, other = NO_EVIDENCE, None
     if player in forgotten:
         player = erased_name(tombstone(key, data.tournament_id, player))
     return (
-        alert_id, data.tournament_id, sequence if type(sequence) is int else -1, data.rule,
-        player, other, event.time_ms,
-        round(severity * 100) if isinstance(severity, int | float) else 0, evidence,
+        alert_id, data.tournament_id,
+        sequence if type(sequence) is int and 0 <= sequence <= _LARGEST else -1, data.rule,
+        player, other, event.time_ms, _hundredths(data.evidence.get("severity")), evidence,
     )  # fmt: skip
+
+
+def _text(evidence: object) -> str:
+    try:
+        return json.dumps(evidence, allow_nan=False)
+    except ValueError:
+        return NO_EVIDENCE  # a number that no JSON has
+
+
+def _hundredths(severity: object) -> int:
+    """Whatever an alert says: nobody's mistake in the topic may stop who keeps it."""
+    if not isinstance(severity, int | float) or isnan(severity):
+        return 0
+    return round(max(min(severity, _LARGEST / 1000), 0) * 100)
 
 
 def _other(data: ev.FraudSuspected) -> str | None:

@@ -120,6 +120,8 @@ def _verify(
         root = reader.checkpoint.root.hex()
         seen = f", {report.compared} kept checkpoints" if report.compared else ""
         said(f"{place}: {reader.size:,} entries, offsets {first} to {last}{seen}, root {root}")
+    for path in report.leftovers:
+        said(f"{place}: not signed, beyond the end: {path}")
     bar.remove_task(task)
 
 
@@ -157,14 +159,14 @@ def _engine(settings: Mapping[str, str]) -> Iterator[Any]:
 
 
 def _checkpoint_in(logs: Logs, file: Path) -> tuple[Place, Checkpoint]:
-    """The checkpoint in a file, and which shard's it is. Raises CommandError for one that is not
+    """The checkpoint in a file, and which shard's it is. Raises UsageError for one that is not
     of this log, or not signed by its key."""
     from leaderboard.audit.notes import Checkpoint
 
     note = file.read_bytes()
     origin = note.partition(b"\n")[0].decode("utf-8", "replace")
     if not origin.startswith(f"{logs.origin}/"):
-        raise CommandError(f"{file}: is no checkpoint of {logs.origin}")
+        raise click.UsageError(f"{file}: is no checkpoint of {logs.origin}")
     (place,) = logs.places([origin.removeprefix(f"{logs.origin}/")])
     try:
         return place, Checkpoint.parse(note, logs.verifier(place))
@@ -177,9 +179,10 @@ def _check_consistency(logs: Logs, files: tuple[Path, Path], faults: Faults) -> 
 
     (place, old), (other, new) = (_checkpoint_in(logs, file) for file in files)
     if place != other:
-        raise CommandError(f"the checkpoints are of two shards: {place} and {other}")
+        raise click.UsageError(f"the checkpoints are of two shards: {place} and {other}")
     if old.size > new.size:
-        raise CommandError(f"OLD has {old.size} entries and NEW {new.size}: the other way round")
+        told = f"OLD has {old.size} entries and NEW {new.size}: the other way round"
+        raise click.UsageError(told)
     where = f"{place} from {old.size} to {new.size}"
     try:
         reader = logs.open(place)

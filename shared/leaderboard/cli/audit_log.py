@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from leaderboard.cli.context import CommandError, console, progress_console
+from leaderboard.cli.context import console, progress_console
 from leaderboard.errors import LogCorruptError, NoteError, NotFoundError, SettingsError
 from leaderboard.model import Place
 from leaderboard.settings import AuditReaderSettings, load
@@ -46,7 +46,7 @@ class Logs:
     def places(self, wanted: Sequence[str] = ()) -> list[Place]:
         """The shards that there are; those alone that are wanted, whether there are any or not.
 
-        Raises CommandError for a word that names no shard."""
+        Raises UsageError for a word that names no shard."""
         if not wanted:
             return [Place(*shard) for shard in self._stores.shards()]
         return [_place_of(word) for word in wanted]
@@ -94,13 +94,13 @@ class Logs:
 
 
 def witness_of(text: str) -> Verifier:
-    """A witness's key. Raises CommandError."""
+    """A witness's key. Raises UsageError."""
     from leaderboard.audit.notes import Verifier
 
     try:
         return Verifier.parse(text)
     except NoteError as error:
-        raise CommandError(f"--witness: {error}") from None
+        raise click.UsageError(f"a witness's key: {error}") from None
 
 
 def last_offset(reader: AuditReader) -> int:
@@ -113,7 +113,7 @@ def last_offset(reader: AuditReader) -> int:
 def _place_of(word: str) -> Place:
     topic, _, number = word.rpartition("/")
     if not topic or not number.isascii() or not number.isdecimal():
-        raise CommandError(f"{word[:80]!r} is no shard like wagers/3")
+        raise click.UsageError(f"{word[:80]!r} is no shard like wagers/3")
     return Place(topic, int(number))
 
 

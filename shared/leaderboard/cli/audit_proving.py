@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from leaderboard.audit_leaves import (
     Leaf,
     canonical,
@@ -48,7 +50,7 @@ def find_entry(sought: Sought, text: str) -> Found:
     """A leaf by its number in a shard. Raises CommandError where there is none, like the rest."""
     found = _ENTRY.fullmatch(text)
     if found is None:
-        raise CommandError(f"{text[:80]!r} is no entry like wagers/3:1234")
+        raise click.UsageError(f"{text[:80]!r} is no entry like wagers/3:1234")
     (place,) = sought.logs.places([found[1]])
     reader = sought.logs.open(place)
     if int(found[2]) >= reader.size:
