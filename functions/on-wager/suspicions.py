@@ -19,7 +19,7 @@ from leaderboard import telemetry
 from leaderboard.fold import LogEntry, Terms
 from leaderboard.fraud import PLAYERS, Climb, Piece, Suspicion, Wager, Watch, alert_id
 from leaderboard.fraud_ports import Watches
-from leaderboard.fraud_rules import parameters_of
+from leaderboard.fraud_rules import RULES, parameters_of
 from leaderboard.model import Disposition, Offset, PositionChange, State, TournamentId
 from leaderboard.ports import BatchApplied
 
@@ -56,6 +56,8 @@ class Suspicions:
         self._players = players
         self._limit = held
         self._held: OrderedDict[TournamentId, _Held] = OrderedDict()
+        for rule in RULES:
+            telemetry.FRAUD_ALERTS.labels(rule)  # from 0 on: else nobody sees the first one come
 
     def look(
         self,

@@ -138,6 +138,7 @@ class Floors:
         self._clock = clock
         self._reading: _Reading | None = None
         self._lock = threading.Lock()
+        self._asked: set[str] = set()
         self._told = 0
         """The claimed replicas that were last complained of."""
 
@@ -150,15 +151,18 @@ class Floors:
 
     def of(self, function: str) -> int:
         """The floor of one function now. Raises TransientError while nobody can tell."""
-        floor = prewarming.floor_of(function, self.claimed(), self._policy)
-        telemetry.FLOOR.labels(function).set(floor)
-        return floor
+        self._asked.add(function)
+        return prewarming.floor_of(function, self.claimed(), self._policy)
 
     def claimed(self) -> int:
         """The replicas that tournaments claim now; 0: there is nothing to prepare for. Raises
         TransientError as `of`."""
         replicas = prewarming.claimed(self._claims(), self._clock())
         telemetry.FLOOR_CLAIMED.set(replicas)
+        for function in tuple(self._asked):
+            # Also of those that another process is asked for now: what was told is told no longer.
+            floor = prewarming.floor_of(function, replicas, self._policy)
+            telemetry.FLOOR.labels(function).set(floor)
         self._complain(replicas)
         return replicas
 
@@ -227,7 +231,8 @@ class Raising:
         could be."""
         # Without a tournament a revision has the floor that its Service was deployed with.
         is_wanted = self._floors.claimed() > 0
-        floors = {one: self._floors.of(one) if is_wanted else 0 for one in self._services}
+        wanted = {one: self._floors.of(one) for one in self._services}
+        floors = wanted if is_wanted else dict.fromkeys(self._services, 0)
         revisions = self._revisions()
         refused: list[str] = []
         for one in revisions.of(self._services):

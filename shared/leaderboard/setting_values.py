@@ -4,6 +4,7 @@ password is never shown."""
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -79,3 +80,15 @@ def web_origins(text: str) -> str:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path or parts.query:
             raise ValueError(f"{origin[:80]!r} is no origin of the form https://host[:port]")
     return text
+
+
+def has_pem(place: str) -> bool:
+    """Whether a certificate or key can be read there; librdkafka also takes a folder of them, and
+    the word `probe` for the system's own."""
+    path = Path(place)
+    if place == "probe" or path.is_dir():
+        return True
+    try:
+        return b"-----BEGIN " in path.read_bytes()
+    except OSError:
+        return False

@@ -25,7 +25,14 @@ from pydantic import (
 )
 
 from leaderboard.errors import SettingsError
-from leaderboard.setting_values import database_url, netloc_of, redis_seeds, url_with, web_origins
+from leaderboard.setting_values import (
+    database_url,
+    has_pem,
+    netloc_of,
+    redis_seeds,
+    url_with,
+    web_origins,
+)
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -108,6 +115,17 @@ class KafkaSettings(_Settings):
                         f"KAFKA_{name.upper()}: is missing, and KAFKA_SECURITY_PROTOCOL is "
                         f"{self.security_protocol}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _files_are_there(self) -> KafkaSettings:
+        """librdkafka tells neither which setting it was nor which file."""
+        if self.security_protocol.endswith("SSL"):
+            for name in ("ssl_ca_location", "ssl_certificate_location", "ssl_key_location"):
+                given = getattr(self, name)
+                if given is not None and not has_pem(given):
+                    told = f"KAFKA_{name.upper()}: {given} is no file in PEM that can be read"
+                    raise ValueError(told)
         return self
 
     def client_config(self) -> dict[str, str | int | float | bool]:

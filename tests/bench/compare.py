@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--small", action="store_true")
     given = parser.parse_args()
+    if given.runs < 1:
+        parser.error("--runs: at least 1")
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
         _git("worktree", "add", "--quiet", "--detach", str(base), given.base)

@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -64,6 +66,7 @@ class Archive:
         self.folder = folder / "audit-log"
         self.ports: list[int] = []
         self.running: list[subprocess.Popen[bytes]] = []
+        self.database_url = url
         self._folder = folder
         self._environ = {
             **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
@@ -164,7 +167,7 @@ def check_shards(leaves: list[Leaf]) -> None:
 
 def test_killed_under_load_it_signs_every_record_once(archive: Archive, servers: str) -> None:
     t, chance = f"killed-{uuid.uuid4().hex[:8]}", random.Random(7)
-    producer, engine = producer_of(servers), connect(archive._environ["DATABASE_URL"])
+    producer, engine = producer_of(servers), connect(archive.database_url)
     send(producer, encode_kafka(logs.scheduled(0, t).event, ev.WAGERS))
     for number in range(1, WAGERS_SENT):
         send(producer, wager(t, number))
@@ -210,7 +213,7 @@ def size_of(archive: Archive) -> int:
 def test_store_that_is_away_is_waited_for(archive: Archive, servers: str) -> None:
     """Its folder is no folder for a while: the process lives, says so, and goes on."""
     t, producer = f"away-{uuid.uuid4().hex[:8]}", producer_of(servers)
-    engine = connect(archive._environ["DATABASE_URL"])
+    engine = connect(archive.database_url)
     send(producer, encode_kafka(logs.scheduled(0, t).event, ev.WAGERS))
     assert producer.flush(60) == 0
     one = archive.start()
@@ -239,12 +242,25 @@ def test_store_that_is_away_is_waited_for(archive: Archive, servers: str) -> Non
     engine.dispose()
 
 
+def is_locked(archive: Archive) -> bool:
+    """Whether somebody is in the middle of writing to a SQLite record."""
+    url = sa.engine.make_url(archive.database_url)
+    if url.get_backend_name() != "sqlite":
+        return False
+    with closing(sqlite3.connect(url.database or "", timeout=0)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+    return False
+
+
 def test_two_processes_that_hand_over_sign_every_record_once(
     archive: Archive, servers: str
 ) -> None:
     """One is stopped in the middle of its work (SIGSTOP), loses its partitions, and wakes up."""
     t, producer = f"two-{uuid.uuid4().hex[:8]}", producer_of(servers)
-    engine = connect(archive._environ["DATABASE_URL"])
+    engine = connect(archive.database_url)
     send(producer, encode_kafka(logs.scheduled(0, t).event, ev.WAGERS))
     for number in range(1, 20_000):
         send(producer, wager(t, number))
@@ -252,6 +268,11 @@ def test_two_processes_that_hand_over_sign_every_record_once(
     first = archive.start()
     wait_for(lambda: size_of(archive) > 2_000, READ_SECONDS)
     first.send_signal(signal.SIGSTOP)
+    while is_locked(archive):
+        # SQLite's one lock would be held as long as the process sleeps.
+        first.send_signal(signal.SIGCONT)
+        time.sleep(0.05)
+        first.send_signal(signal.SIGSTOP)
     at_stop = size_of(archive)
     archive.start()
     wait_for(lambda: size_of(archive) > at_stop + 2_000, READ_SECONDS)
@@ -271,7 +292,7 @@ def test_key_of_who_is_erased_is_destroyed_in_the_end(
     import redis
 
     t = f"gone-{uuid.uuid4().hex[:8]}"
-    producer, engine = producer_of(servers), connect(archive._environ["DATABASE_URL"])
+    producer, engine = producer_of(servers), connect(archive.database_url)
     gone = ev.PlayerErased(tournament_id=t, player_id="p1", erasure_id="er-1")
     send(producer, encode_kafka(logs.scheduled(0, t).event, ev.WAGERS))
     send(producer, wager(t, 1))

@@ -436,6 +436,7 @@ STAFF: Final = ("operator", "auditor", "service")
 RUNS: Final = may("operator", "service")
 READS: Final = may(*ALL, "another player")
 OWN: Final = may("player", *STAFF)
+ALERT: Final = "/v1/tournaments/{tournament_id}/fraud-alerts/{sequence}/{rule}"
 RULES: Final[dict[tuple[str, str, str], frozenset[str] | None]] = {
     ("query", "get", "/v1/tournaments"): READS,
     ("query", "get", "/v1/tournaments/{tournament_id}"): READS,
@@ -458,6 +459,10 @@ RULES: Final[dict[tuple[str, str, str], frozenset[str] | None]] = {
     ("tournament", "post", "/v1/tournaments/{tournament_id}/cancel"): RUNS,
     ("tournament", "post", "/v1/tournaments/{tournament_id}/adjustments"): RUNS,
     ("tournament", "post", "/v1/tournaments/{tournament_id}/disqualifications"): RUNS,
+    ("tournament", "get", "/v1/fraud-alerts"): may(*STAFF),
+    ("tournament", "get", ALERT): may(*STAFF),
+    ("tournament", "post", f"{ALERT}/confirm"): RUNS,
+    ("tournament", "post", f"{ALERT}/dismiss"): RUNS,
     ("tournament", "post", "/"): None,
     ("tournament", "get", "/internal/v1/floors/{function}"): None,
     **{
@@ -506,6 +511,7 @@ def token_of(who: str) -> str:
 def broken_rules(attacked: Attacked, only: str | None = None) -> Iterator[str]:
     """Where a function does something else than its rule says."""
     ids = {"tournament_id": CUP, "player_id": "alice", "erasure_id": "er-0", "function": "query"}
+    ids |= {"sequence": "0", "rule": "velocity"}
     for (function, method, path), rule in RULES.items():
         if only not in (None, path):
             continue

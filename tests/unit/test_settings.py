@@ -195,8 +195,10 @@ def test_empty_name_of_a_file_is_none() -> None:
     assert load(TombstoneSettings, environ).bytes() == SECRET.encode()
 
 
-def test_sasl_is_whole_and_goes_to_the_client_under_its_own_names() -> None:
-    config = load(KafkaSettings, {**SASL, "KAFKA_SSL_CA_LOCATION": "/ca.pem"}).client_config()
+def test_sasl_is_whole_and_goes_to_the_client_under_its_own_names(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_text("-----BEGIN CERTIFICATE-----\n")
+    config = load(KafkaSettings, {**SASL, "KAFKA_SSL_CA_LOCATION": str(ca)}).client_config()
     assert config == {
         "bootstrap.servers": "a.example:9092,b.example:9093",
         "reconnect.backoff.max.ms": 1_000,
@@ -204,8 +206,21 @@ def test_sasl_is_whole_and_goes_to_the_client_under_its_own_names() -> None:
         "sasl.mechanism": "SCRAM-SHA-512",
         "sasl.username": "user",
         "sasl.password": SECRET,
-        "ssl.ca.location": "/ca.pem",
+        "ssl.ca.location": str(ca),
     }
+
+
+@pytest.mark.parametrize("name", ["CA", "CERTIFICATE", "KEY"])
+@pytest.mark.parametrize("content", [None, "fill-in"])
+def test_file_of_tls_that_is_not_there_or_none_is_named(
+    tmp_path: Path, name: str, content: str | None
+) -> None:
+    """As where a Secret that is mounted is missing, or was never filled in."""
+    file = tmp_path / "file.pem"
+    if content is not None:
+        file.write_text(content)
+    message = told(KafkaSettings, {**SASL, f"KAFKA_SSL_{name}_LOCATION": str(file)})
+    assert f"KAFKA_SSL_{name}_LOCATION: {file} is no file in PEM" in message
 
 
 def test_every_setting_of_kafka_is_one_that_the_client_knows() -> None:

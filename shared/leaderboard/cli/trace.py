@@ -14,6 +14,7 @@ import click
 from rich.table import Table
 
 from leaderboard.cli.context import CommandError, console, environment, setting
+from leaderboard.errors import SettingsError
 
 SETTING: Final = "TRACES_FILE"
 POLL_SECONDS: Final = 0.2
@@ -112,7 +113,11 @@ def trace_id_among(spans: list[TracedSpan], wanted: str | None) -> str | None:
 )
 def trace(wager: str | None, path: Path | None, seconds: float) -> None:
     """Fails when no frame came in time, with what there is."""
-    file = path or Path(setting(environment(), SETTING))
+    try:
+        file = path or Path(setting(environment(), SETTING))
+    except SettingsError:
+        told = f"{SETTING}: is missing; set it, or start `leaderboard stack --traces` here"
+        raise SettingsError(told) from None
     until = time.monotonic() + seconds
     while True:
         spans = list(spans_in(file)) if file.is_file() else []

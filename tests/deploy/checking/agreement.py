@@ -202,7 +202,8 @@ def _image(name: str, container: Manifest) -> Iterator[str]:
     if lacking:
         yield f"image {image} is built without the extra {', '.join(sorted(lacking))}"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
-    tag = re.search(r":([\w.-]+)$", container.get("image", ""))
+    # A registry's own name, tag and digest are the engineer's; ours has the project's version.
+    tag = re.fullmatch(r"leaderboard/[\w-]+:([\w.-]+)", container.get("image", ""))
     if tag and tag[1] not in (project, "latest"):
         yield f"image {container['image']}: the project's version is {project}"
 
