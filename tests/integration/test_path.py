@@ -151,7 +151,7 @@ def test_an_erasure_waits_for_events_that_are_on_their_way(path: Path) -> None:
         answer = path.http.get(f"{url}/{asked['erasure_id']}", headers=operator)
         return str(answer.raise_for_status().json()["state"])
 
-    wait_for(lambda: state() == "done", 10)
+    wait_for(lambda: state() == "done", 40)
 
 
 def test_every_connection_attempt_is_recorded(path: Path) -> None:
