@@ -143,6 +143,10 @@ def example() -> dict[str, str]:
 def test_example_is_refused_until_its_secrets_are_filled_in(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("as Kubernetes mounts it")
     environ = example() | {"KUBERNETES_ACCOUNT_FOLDER": str(tmp_path)}
+    with pytest.raises(SettingsError, match=r"KAFKA_SSL_CA_LOCATION: /etc/kafka-ca/ca\.crt is no"):
+        load(KafkaSettings, environ)
+    (tmp_path / "ca.crt").write_text("-----BEGIN CERTIFICATE-----\n")
+    environ["KAFKA_SSL_CA_LOCATION"] = str(tmp_path / "ca.crt")
     assert load(KafkaSettings, environ).security_protocol == "SASL_SSL"
     with pytest.raises(SettingsError, match="TOMBSTONE_KEY"):
         load(settings.TombstoneSettings, environ)
