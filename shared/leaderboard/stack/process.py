@@ -243,10 +243,14 @@ class Process:
         self.kill()
         return ended
 
-    def kill(self) -> None:
-        """SIGKILL for the child and whatever is left of its process group."""
+    def kill(self, *, wait: bool = True) -> None:
+        """SIGKILL for the child and whatever is left of its process group.
+
+        Who is in a handler of signals must not `wait`: what it interrupts may be looking after the
+        same child, and hold the lock that waiting wants."""
         if self._popen is None:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._popen.pid, signal.SIGKILL)
-        self._popen.wait()
+        if wait:
+            self._popen.wait()

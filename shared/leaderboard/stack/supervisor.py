@@ -186,8 +186,10 @@ class Supervisor:
         raise StopRequestedError(number)
 
     def _end_at_once(self, number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
         for service in self._services:
-            service.process.kill()
+            service.process.kill(wait=False)
         if self._written:
             self._env_path.unlink(missing_ok=True)
         sys.stderr.write("ended at once; work under way was cut\n")
