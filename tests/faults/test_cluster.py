@@ -27,7 +27,7 @@ from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import check, connect
 from leaderboard.errors import TransientError
 from leaderboard.fold import LogEntry
-from leaderboard.model import PositionChange, TournamentId
+from leaderboard.model import Offset, PositionChange, TournamentId
 from leaderboard.partitioning import partition_of
 from leaderboard.stack.functions import FUNCTIONS
 from leaderboard.stack.kafka_jars import project_root
@@ -425,3 +425,42 @@ def test_a_primary_that_hangs_and_comes_back_as_replica_costs_nothing(
     scene.stop_play()
     scene.assert_equal_to_the_log()
     assert scene.has_run_through()
+
+
+def test_who_only_sends_batches_finds_who_was_promoted(tmp_path: Folder) -> None:
+    """No probe, no read and no broken answer comes first and tells the client to look anew."""
+    cluster, tournament_id = RedisCluster(tmp_path), TournamentId(unique("cluster"))
+    cluster.start()
+    try:
+        client = connect(cluster.url)
+        board = RedisBoard(client)
+        begun = schedule(tournament_id)
+        entries = [LogEntry(Offset(0), begun.time_ms, begun)]
+        entries += [
+            LogEntry(Offset(n), begun.time_ms, wager(tournament_id, "alice", n))
+            for n in range(1, 200)
+        ]
+        board.begin(tournament_id, "log", None, entries[:100], None).result()
+        victim = cluster.node_of(tournament_id)
+        with asked(victim) as connection:
+            connection.set(f"{{{tournament_id}}}:last", 1)
+            assert connection.wait(1, 5000) == 1, "the replica has not got that far"
+        victim.process.kill()
+        promoted(cluster, tournament_id, victim)
+        tried: list[TransientError] = []
+
+        def goes_on() -> bool:
+            try:
+                sent = board.begin(tournament_id, "log", Offset(99), entries[100:], None)
+            except TransientError as error:
+                tried.append(error)
+                return False
+            sent.result()
+            return True
+
+        wait_for(goes_on, BACK_SECONDS)
+        assert tried, "the fault did not bite"
+        assert stands_at(cluster.node_of(tournament_id), tournament_id) == 199
+        client.close()
+    finally:
+        cluster.stop()

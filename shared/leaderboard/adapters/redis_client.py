@@ -293,9 +293,15 @@ def check(client: RedisClient) -> None:
             return
         silent = _silent(client)
         if silent is not None:
-            client.nodes_manager.initialize(last_failed_node_name=silent.name)
+            look_anew(client, silent)
             if (still := _silent(client)) is not None:
                 raise RedisConnectionError(f"{still.name} does not answer")
+
+
+def look_anew(client: RedisCluster, silent: ClusterNode) -> None:
+    """Find out who has the slots now that this node does not answer. The client does so itself
+    where it sends a command; whoever writes on a node's connection has to ask for it."""
+    client.nodes_manager.initialize(last_failed_node_name=silent.name)
 
 
 def _silent(client: RedisCluster) -> ClusterNode | None:

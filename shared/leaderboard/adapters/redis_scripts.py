@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from leaderboard.adapters.redis_client import Command, RedisClient, Rider, ask, transient
+from leaderboard.adapters.redis_client import (
+    Command,
+    RedisClient,
+    Rider,
+    ask,
+    look_anew,
+    transient,
+)
 from leaderboard.errors import ForeignLogError
 from leaderboard.model import TournamentId
 
@@ -76,8 +84,7 @@ class Script:
 
     def begin(self, keys: Sequence[bytes], *args: object) -> Sent:
         """Send the call and come back at once. Raises TransientError."""
-        with transient():
-            pool = _pool_of(self._client, keys[0])
+        with transient(), _pool_of(self._client, keys[0]) as pool:
             connection: Any = pool.get_connection()
             try:
                 try:
@@ -129,12 +136,20 @@ class Sent:
         self._pool.release(self._connection)
 
 
-def _pool_of(client: RedisClient, key: bytes) -> ConnectionPool:
+@contextmanager
+def _pool_of(client: RedisClient, key: bytes) -> Iterator[ConnectionPool]:
+    """The connections to whoever has the key. Where that one can't be reached, whoever has it
+    instead is looked for, so that another attempt does not end at the same place."""
     if not isinstance(client, RedisCluster):
-        return client.connection_pool
+        yield client.connection_pool
+        return
     cluster: Any = client  # redis-py leaves it untyped
     node = cluster.get_node_from_key(key.decode())
-    return client.get_redis_connection(node).connection_pool
+    try:
+        yield client.get_redis_connection(node).connection_pool
+    except (RedisConnectionError, RedisTimeoutError):
+        look_anew(client, node)
+        raise
 
 
 def foreign(tournament_id: TournamentId, found: bytes, log_id: str) -> ForeignLogError:
