@@ -60,6 +60,9 @@ def one_tournament(bench: Bench) -> None:
         "wagers/s",
         {
             "on-wager, every guarantee": lambda run: ours(run, wagers, players),
+            "the same without fraud detection": lambda run: ours(
+                run, wagers, players, settings={"FRAUD_DETECTION": "off"}
+            ),
             "the reference's algorithm": lambda run: reference(run, few, players),
             "ceiling: our script alone": lambda run: script_alone(run, wagers, players),
             "ceiling: consume and produce": lambda run: bare_loop(run, wagers, players),
@@ -86,13 +89,19 @@ def many_tournaments(bench: Bench) -> None:
 # --- ours ----------------------------------------------------------------------------------------
 
 
-def ours(seed: int, wagers: int, players: int, batch_size: int = BATCH) -> Measured:
+def ours(
+    seed: int,
+    wagers: int,
+    players: int,
+    settings: Mapping[str, str] | None = None,
+) -> Measured:
     """One `on-wager` works a backlog off; its board is compared with the oracle's."""
     with servers() as given:
         log = Log(given.kafka.bootstrap_servers)
         entries = log.write(play(seed, wagers, players))
         client = given.client()
-        with given.function("on-wager", {"BATCH_SIZE": str(batch_size)}) as process:
+        chosen = {"BATCH_SIZE": str(BATCH), **(settings or {})}
+        with given.function("on-wager", chosen) as process:
             first = 1 + players + wagers // 10
             start = _until(lambda: _offset(client), first)
             meter = Meter(
