@@ -25,6 +25,7 @@ from typing import Final
 
 from alerts import Queue
 from flask import Request, Response
+from once import HEADER, Once
 from prewarm import PASS_SECONDS, FloorNow, Floors, Prewarmed, PrewarmSettings, Raising
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -34,6 +35,7 @@ from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import BRIEF, RedisClient, check, connect
 from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.adapters.redis_replies import RedisReplies
 from leaderboard.codec import decode_kafka, encode_kafka
 from leaderboard.errors import NotFoundError, Refusal, TransientError
 from leaderboard.fold import LogEntry, Terms, decide, event_key
@@ -204,7 +206,7 @@ def _decide(call: Call, ports: Ports, model: type[_Control]) -> Answer:
 
 def _write(call: Call, ports: Ports, data: ev.Data) -> tuple[Written, Terms | None]:
     """What was written, and the terms that the fold makes of it as things stand."""
-    event_id = call.headers.get("Idempotency-Key") or str(uuid.uuid4())
+    event_id = call.headers.get(HEADER) or str(uuid.uuid4())
     event = ev.Event(event_id, SOURCE, _now_ms(), data)
     return _put(event._replace(subject=event.player_id), ports)
 
@@ -342,7 +344,9 @@ class TimerSettings(BaseModel):
         return int(self.end_grace_seconds * 1000)
 
 
-def routes(ports: Callable[[], Ports], timer: TimerSettings, floors: Floors) -> list[Route]:
+def routes(
+    ports: Callable[[], Ports], once: Once, timer: TimerSettings, floors: Floors
+) -> list[Route]:
     """The operations of this function; `ports` is called with each request."""
 
     def operators(
@@ -356,12 +360,15 @@ def routes(ports: Callable[[], Ports], timer: TimerSettings, floors: Floors) -> 
             "POST",
             f"/v1/tournaments{path}",
             handler.__doc__ or "",
-            lambda call: handler(call, ports()),
+            once(path, lambda call: handler(call, ports())),
             OPERATORS,
             body=body,
             body_optional=body is Decision,
             answers={status: answer},
-            headers={"Idempotency-Key": "The event's id: the same request counts once."},
+            headers={
+                HEADER: "The event's id. The same request again counts once and is answered "
+                "the same; another one with it is 422."
+            },
             problems=frozenset({409}),
             max_body_bytes=MAX_BODY_BYTES,
         )
@@ -414,6 +421,7 @@ _engine = engine_of(_database_settings)
 _record = record_of(_engine)
 _reads = FirstUse(lambda: Reads(_board, lambda: RedisDirectory(_client()), _record))
 ports = FirstUse(lambda: Ports(_reads(), _feed()))
+replies = FirstUse(lambda: RedisReplies(_client()))
 alerts = alerts_of(_engine)
 queue = Queue(alerts, lambda: ports().feed, lambda event: _put(event, ports()))
 tokens = tokens_of(_token_settings)
@@ -431,7 +439,7 @@ raiser = Repeating(
 
 app = HttpApp(
     "tournament",
-    [*routes(ports, _timer_settings, floors), *queue.routes()],
+    [*routes(ports, Once(replies), _timer_settings, floors), *queue.routes()],
     tokens=tokens,
     ready={
         "redis or database": lambda: _reads().check(lambda: check(_client())),

@@ -15,8 +15,9 @@ from werkzeug.test import TestResponse
 from hosting import SETTINGS, Hosted, Keeper, bearer, check_description, hosted
 from leaderboard import events as ev
 from leaderboard.adapters.redis_board import RedisBoard
-from leaderboard.adapters.redis_client import RedisClient, connect
+from leaderboard.adapters.redis_client import BRIEF, RedisClient, connect
 from leaderboard.adapters.redis_directory import RedisDirectory
+from leaderboard.adapters.redis_replies import RedisReplies
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.fold import LogEntry
 from leaderboard.model import Offset, TournamentId
@@ -362,6 +363,107 @@ def test_same_request_with_a_key_counts_once(stage: Stage) -> None:
     for _ in range(2):
         assert stage.post("/t1/end", Idempotency_Key="e1").status_code == 202
     assert stage.post("/t1/end").status_code == 409
+
+
+def test_same_request_with_a_key_gets_the_same_answer(stage: Stage) -> None:
+    asked: list[tuple[str, Any, str]] = [
+        ("", _body(prewarm={"floor": 3, "lead_minutes": 90}), "s1"),
+        ("/t1/start", {"reason": "as agreed"}, "b1"),
+        ("/t1/adjustments", {"player_id": "alice", "delta": 5, "reason": "fault"}, "k1"),
+        ("/t1/disqualifications", {"player_id": "bob", "reason": "cheating"}, "d1"),
+        ("/t1/end", None, "e1"),
+    ]
+    first = [stage.post(path, body, Idempotency_Key=key) for path, body, key in asked]
+    assert [one.status_code for one in first] == [201, 202, 202, 202, 202]
+    written = stage.written()
+    assert [one.get_json()["event_id"] for one in first] == [one.id for one in written]
+    again = [stage.post(path, body, Idempotency_Key=key) for path, body, key in asked]
+    assert [(one.status_code, one.data) for one in again] == [
+        (one.status_code, one.data) for one in first
+    ]
+    assert again[0].headers["Location"] == "/v1/tournaments/t1"
+    assert again[0].get_json()["prewarm"]["warnings"] == first[0].get_json()["prewarm"]["warnings"]
+    assert stage.written() == written, "what was answered is not written again"
+
+
+ADJUSTED = {"player_id": "alice", "delta": 5, "reason": "fault"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "subject"),
+    [
+        ("/t1/adjustments", {**ADJUSTED, "delta": 6}, "olga"),
+        ("/t1/adjustments", {**ADJUSTED, "player_id": "bob"}, "olga"),
+        ("/t1/adjustments", {**ADJUSTED, "reason": "other"}, "olga"),
+        ("/t1/disqualifications", {"player_id": "alice", "reason": "fault"}, "olga"),
+        ("/t2/adjustments", ADJUSTED, "olga"),
+        ("/t1/adjustments", ADJUSTED, "oscar"),
+        ("/t1/end", None, "olga"),
+    ],
+)
+def test_key_of_another_request_is_422_and_writes_nothing(
+    stage: Stage, path: str, body: Any, subject: str
+) -> None:
+    for name in ("t1", "t2"):
+        stage.post("", _body(tournament_id=name))
+        stage.post(f"/{name}/start")
+    assert stage.post("/t1/adjustments", ADJUSTED, Idempotency_Key="k1").status_code == 202
+    written = stage.written()
+    url, headers = f"/v1/tournaments{path}", bearer(subject, "operator")
+    for _ in range(2):
+        answer = stage.hosted.client.post(
+            url, json=body, headers={**headers, "Idempotency-Key": "k1"}
+        )
+        assert answer.status_code == 422
+        assert answer.content_type == "application/problem+json"
+        told = answer.get_json(force=True)
+        assert "Idempotency-Key" in told["detail"]
+        assert [one["field"] for one in told["errors"]] == ["Idempotency-Key"]
+    assert stage.written() == written
+    assert stage.post(path, body, Idempotency_Key="k2").status_code in (202, 409)
+
+
+def test_same_request_may_be_spelled_otherwise(stage: Stage) -> None:
+    stage.post("", _body())
+    headers = {**OPERATOR, "Idempotency-Key": "b1"}
+    post = stage.hosted.client.post
+    first = post("/v1/tournaments/t1/start", headers=headers)
+    again = post("/v1/tournaments/t1/start", data=b" {} ", headers=headers)
+    assert (first.status_code, again.data) == (202, first.data)
+
+
+def test_key_of_a_request_that_was_refused_is_its_own(stage: Stage) -> None:
+    stage.post("", _body())
+    assert stage.post("/t1/adjustments", ADJUSTED, Idempotency_Key="k1").status_code == 409
+    stage.post("/t1/start")
+    other = {**ADJUSTED, "delta": 6}
+    assert stage.post("/t1/adjustments", other, Idempotency_Key="k1").status_code == 422
+    assert stage.post("/t1/adjustments", ADJUSTED, Idempotency_Key="k1").status_code == 202
+
+
+def test_answer_that_was_lost_is_made_again_and_the_event_counts_once(stage: Stage) -> None:
+    """Whoever handled it died between the log and the answer."""
+    stage.post("", _body())
+    stage.post("/t1/start")
+    for _ in range(2):
+        assert stage.post("/t1/adjustments", ADJUSTED, Idempotency_Key="k1").status_code == 202
+        for key in stage.redis.scan_iter(match="request:*"):
+            value = stage.redis.get(key)
+            assert value is not None
+            assert b"k1" not in value
+            assert b"alice" not in value
+            stage.redis.set(key, value[:64])
+    assert [one.id for one in stage.written()].count("k1") == 2
+    view = stage.board.top(T, 1)
+    assert view is not None
+    assert view.standings[0].score.score == 5
+
+
+def test_operators_decide_while_nobody_can_tell_about_keys(stage: Stage) -> None:
+    stage.post("", _body())
+    stage.hosted.main.replies.put(RedisReplies(connect("redis://127.0.0.1:1", BRIEF)))
+    for _ in range(2):
+        assert stage.post("/t1/end", Idempotency_Key="e1").status_code == 202
 
 
 def test_answer_waits_for_the_board_but_not_for_ever(

@@ -33,11 +33,13 @@ from leaderboard.adapters.redis_entrance import RedisEntrance
 from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.adapters.redis_limits import RedisLimits, key_of
 from leaderboard.adapters.redis_progress import RedisProgress
+from leaderboard.adapters.redis_replies import RedisReplies
 from leaderboard.adapters.redis_watches import RedisWatches
 from leaderboard.callers import Quota
 from leaderboard.fraud import Piece, Watch
 from leaderboard.model import Offset
 from leaderboard.ports import Grant, Summary
+from leaderboard.repetitions import Reply
 from leaderboard.stack.access_redis import (
     ALWAYS,
     CALLS,
@@ -78,6 +80,7 @@ def stores(client: RedisClient) -> SimpleNamespace:
         erasures=RedisErasures(client, TOMBSTONE_KEY),
         entrance=RedisEntrance(client, TOMBSTONE_KEY, lambda: START_MS),
         limits=RedisLimits(client),
+        replies=RedisReplies(client),
         watches=RedisWatches(client),
     )
 
@@ -263,6 +266,8 @@ DRIVES: Final[dict[str, Callable[[Any, Any], object]]] = {
     "entrance.enter": lambda s, a: (s.entrance.enter(grant(1)), s.entrance.enter(grant(2))),
     "erasures.pending": pends,
     "limits.begin": counts,
+    "replies.begin": lambda s, a: [s.replies.begin("k", "0" * 64) for _ in range(2)],
+    "replies.keep": lambda s, a: s.replies.keep("k", "0" * 64, Reply(202, {}, {})),
     "watches.read": lambda s, a: s.watches.read(T),
     "watches.append": appends,
     "watches.replace": replaces,
@@ -327,7 +332,9 @@ def run(name: str, url: str, as_admin: SimpleNamespace) -> list[list[str]]:
 
 # --- the functions' own text ---------------------------------------------------------------------
 
-PORTS: Final = ("board", "directory", "progress", "erasures", "connections", "entrance", "watches")
+PORTS: Final = (
+    "board", "directory", "progress", "erasures", "connections", "entrance", "watches", "replies",
+)  # fmt: skip
 SAME: Final = {"board.begin": "board.apply", "board.around": "board.player"}
 JOINED: Final = {
     "reads.top": {"board.top", "directory.find"},

@@ -23,7 +23,7 @@ CORE = {
     "ports",
 }
 CORE |= {"errors", "frames", "audit", "partitioning", "dead_letters", "record_ports", "prewarming"}
-CORE |= {"audit_leaves", "callers"}
+CORE |= {"audit_leaves", "callers", "repetitions"}
 CORE |= {"audit_replay", "audit_accounts", "audit_record", "audit_boards", "audit_rebuild"}
 CORE |= {"fraud", "fraud_rules", "fraud_ports"}
 LEAVES = {"settings", "setting_values", "telemetry"}

@@ -131,6 +131,8 @@ CALLS: Final[Mapping[str, Uses]] = {
         given=["erasures:*"],
     ),
     "limits.begin": _uses(f"{_SCRIPT} LINDEX LLEN LPOP PEXPIRE RPUSH TIME UNLINK", ["limit:*"]),
+    "replies.begin": _uses("SET", ["request:*"]),
+    "replies.keep": _uses("SET", ["request:*"]),
 }
 """By port and call; `begin` of a board is `apply`, and `around` is `player`."""
 
@@ -165,7 +167,9 @@ CALLS_OF: Final[Mapping[str, tuple[str, ...]]] = {
         "connections.release", "directory.all", "directory.find", "erasures.begin",
         "erasures.find", "erasures.mark", "erasures.opened_before", "erasures.pending",
     ),
-    "tournament": ("board.top", "directory.all", "directory.find"),
+    "tournament": (
+        "board.top", "directory.all", "directory.find", "replies.begin", "replies.keep",
+    ),
     # Staff with `leaderboard rebuild`.
     "operator": _REBUILD,
 }  # fmt: skip
