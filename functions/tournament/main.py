@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from alerts import Queue
+from corrections import check as check_correction
 from flask import Request, Response
 from once import HEADER, Once
 from prewarm import PASS_SECONDS, FloorNow, Floors, Prewarmed, PrewarmSettings, Raising
@@ -38,7 +39,7 @@ from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_replies import RedisReplies
 from leaderboard.codec import decode_kafka, encode_kafka
 from leaderboard.errors import NotFoundError, Refusal, TransientError
-from leaderboard.fold import LogEntry, Terms, decide, event_key
+from leaderboard.fold import Adjust, LogEntry, Terms, decide, event_key
 from leaderboard.fraud_rules import Parameters
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.framework import served
@@ -216,7 +217,7 @@ def _put(event: ev.Event, ports: Ports) -> tuple[Written, Terms | None]:
     tournament_id = event.tournament_id
     if tournament_id is None:
         raise AssertionError("operators write to the log of one tournament")
-    terms = _checked(event, _terms(tournament_id, ports))
+    terms = _checked(event, _terms(tournament_id, ports), ports)
     offset = ports.feed.publish([Outgoing(ev.WAGERS, event)])[0]
     _wait_until_shown(ports, tournament_id, offset)
     return Written(event_id=event.id, offset=offset), terms
@@ -228,7 +229,7 @@ def _terms(tournament_id: TournamentId, ports: Ports) -> Terms | None:
     return None if seen is None else seen.view.terms
 
 
-def _checked(event: ev.Event, terms: Terms | None) -> Terms | None:
+def _checked(event: ev.Event, terms: Terms | None, ports: Ports) -> Terms | None:
     """The terms after the event. Refuses what the fold would not count, as things stand."""
     data, now_ms = event.data, _now_ms()
     if terms is not None and event_key(event).hex() in terms.control_ids:
@@ -246,6 +247,8 @@ def _checked(event: ev.Event, terms: Terms | None) -> Terms | None:
     if isinstance(verdict, Disposition | Refusal) and verdict is not Disposition.APPLIED:
         state = None if terms is None else terms.state.value
         raise ProblemError(409, f"The tournament is {state}.", reason=verdict.value, state=state)
+    if isinstance(verdict, Adjust) and changed is not None and event.tournament_id is not None:
+        check_correction(ports.reads, event.tournament_id, changed, verdict)
     return changed
 
 

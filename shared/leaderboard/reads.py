@@ -23,7 +23,7 @@ from leaderboard.errors import TransientError
 from leaderboard.guard import Guard
 from leaderboard.model import Offset, PlayerId, State, TournamentId
 from leaderboard.ports import Board, BoardView, Directory, Summary
-from leaderboard.record_ports import Record
+from leaderboard.record_ports import Member, Record
 
 RECORD_SECONDS: Final = 2.0
 """The longest that a reader waits for the record; its slowest read takes a tenth of it."""
@@ -183,6 +183,27 @@ class Reads(Tournaments):
     def around(self, tournament_id: TournamentId, player_id: PlayerId, radius: int) -> Seen | None:
         """Standings centred on the player; empty if they have none."""
         return self._read(tournament_id, lambda of: of.around(tournament_id, player_id, radius))
+
+    def member(self, tournament_id: TournamentId, player_id: PlayerId) -> Member:
+        """What board and record know of the player in a tournament that one of the two has; on a
+        board, who has a standing has joined. While one is away, what the other one knows. Raises
+        TransientError when both are."""
+        found = Member(has_joined=False, is_disqualified=False)
+        away: list[TransientError] = []
+        try:
+            is_in = self._near(lambda: self._board().is_in(tournament_id, player_id))
+            found = found._replace(has_joined=is_in)
+        except TransientError as error:
+            away.append(error)
+        try:
+            recorded = self._far(lambda: self._record().member(tournament_id, player_id))
+            is_in = found.has_joined or recorded.has_joined
+            found = Member(is_in, recorded.is_disqualified)
+        except TransientError as error:
+            away.append(error)
+        if len(away) == 2:
+            raise away[0]
+        return found
 
     def ask_record(self) -> None:
         """Ask the record how far it is with what was read lately. A thread does it each second."""

@@ -17,6 +17,14 @@ from leaderboard.model import Disposition, Offset, Place, PlayerId, Score, State
 from leaderboard.ports import BoardView, PlayerRow, Snapshot, Summary
 
 
+class Member(NamedTuple):
+    """What is known of a player in a tournament. Not whether they were erased: only who holds the
+    tombstone key could tell, by their id."""
+
+    has_joined: bool
+    is_disqualified: bool
+
+
 class Record(Protocol):
     """The record's answers, the same that a board gives, at the sequence that it has reached."""
 
@@ -39,6 +47,9 @@ class Record(Protocol):
         self, tournament_id: TournamentId, player_id: PlayerId, radius: int
     ) -> BoardView | None:
         """As `Board.around`."""
+
+    def member(self, tournament_id: TournamentId, player_id: PlayerId) -> Member:
+        """What it has of the player there; nothing of who or what it does not know (yet)."""
 
     def tournaments_of(self, player_id: PlayerId) -> Sequence[TournamentId]:
         """Every tournament that knows the player."""

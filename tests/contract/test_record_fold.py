@@ -23,6 +23,7 @@ from leaderboard.errors import ForeignLogError, Refusal, TransientError
 from leaderboard.events import ConnectionDecided, PositionChanged, Record
 from leaderboard.fold import LogEntry
 from leaderboard.model import Disposition, Offset, Place, PlayerId, TournamentId
+from leaderboard.record_ports import Member
 from logs import (
     ALICE,
     BOB,
@@ -102,6 +103,22 @@ def test_record_equals_the_pure_fold_after_every_batch(
         assert_equal(oracle, record, log)
         assert repeats == len(oracle.repeats)
         assert repeats_in(engine, seed) == oracle.repeats
+
+
+def test_members_are_told_by_what_they_did_and_what_was_done_to_them(engine: sa.Engine) -> None:
+    fold, record = fold_of(engine), SqlRecord(engine)
+    log = [scheduled(0), joined(1, ALICE), scored(2, BOB, 5), joined(3, CAROL), scored(4, CAROL, 1)]
+    log += [disqualified(5, ALICE), disqualified(6, PlayerId("never-seen")), erased(7, CAROL)]
+    take(fold, log)
+    told = {
+        ALICE: Member(has_joined=True, is_disqualified=True),
+        BOB: Member(has_joined=False, is_disqualified=False),
+        PlayerId("never-seen"): Member(has_joined=False, is_disqualified=True),
+        CAROL: Member(has_joined=False, is_disqualified=False),
+        PlayerId("nobody"): Member(has_joined=False, is_disqualified=False),
+    }
+    assert {player_id: record.member(T, player_id) for player_id in told} == told
+    assert record.member(TournamentId("unknown"), ALICE) == Member(False, False)
 
 
 def renamed(one: LogEntry, prefix: str) -> LogEntry:

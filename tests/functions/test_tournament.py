@@ -21,7 +21,7 @@ from leaderboard.adapters.redis_replies import RedisReplies
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.fold import LogEntry
 from leaderboard.model import Offset, TournamentId
-from leaderboard.ports import Board
+from leaderboard.ports import Board, Outgoing
 from leaderboard.reads import Reads
 from logs import TOMBSTONE_KEY, T, scheduled, scored
 from ports import Countdown, Interrupted, KnownTokens, MemoryFeed
@@ -242,6 +242,64 @@ def test_disqualified_player_leaves_the_board(stage: Stage) -> None:
     stage.post("/t1/adjustments", {"player_id": "alice", "delta": 9, "reason": "r"})
     out = {"player_id": "alice", "reason": "cheating"}
     assert stage.post("/t1/disqualifications", out).status_code == 202
+    view = stage.board.top(T, 5)
+    assert view is not None
+    assert view.standings == ()
+
+
+def _adjusted(stage: Stage, player_id: str, delta: int = 5) -> tuple[int, Any]:
+    """An adjustment's status, and the reason of its refusal."""
+    body = {"player_id": player_id, "delta": delta, "reason": "fault"}
+    answer = stage.post("/t1/adjustments", body)
+    return answer.status_code, answer.get_json(force=True).get("reason")
+
+
+def test_correction_of_who_was_disqualified_is_409(stage: Stage) -> None:
+    stage.post("", _body())
+    stage.post("/t1/start")
+    assert _adjusted(stage, "alice") == (202, None)
+    for player_id in ("alice", "stranger"):
+        out = {"player_id": player_id, "reason": "cheating"}
+        assert stage.post("/t1/disqualifications", out).status_code == 202
+        written = stage.written()
+        assert _adjusted(stage, player_id) == (409, "player_disqualified")
+        assert stage.written() == written
+    assert _adjusted(stage, "bob") == (202, None), "others are not out"
+    stage.redis.flushall()
+    assert _adjusted(stage, "alice") == (409, "player_disqualified"), "the record knows as well"
+
+
+def test_correction_of_who_has_not_joined_is_409_where_one_has_to(stage: Stage) -> None:
+    stage.post("", _body(rules={"scoring": {"kind": "stake"}, "join": "required"}))
+    stage.post("/t1/start")
+    join = {"tournament_id": "t1", "player_id": "bob"}
+    event = ev.Event("j1", "/games", NOW_MS, ev.PlayerJoined.model_validate(join), "bob")
+    stage.feed.publish([Outgoing(ev.WAGERS, event)])
+    assert _adjusted(stage, "alice") == (409, "not_joined")
+    assert _adjusted(stage, "bob") == (202, None)
+    stage.redis.flushall()
+    assert _adjusted(stage, "alice") == (409, "not_joined")
+    assert _adjusted(stage, "bob") == (202, None), "the record knows who has joined"
+
+
+def test_correction_that_leaves_the_range_of_scores_is_409(stage: Stage) -> None:
+    stage.post("", _body())
+    stage.post("/t1/start")
+    assert _adjusted(stage, "alice", 2**53 - 1) == (202, None)
+    assert _adjusted(stage, "alice", 1) == (409, "score_out_of_range")
+    assert _adjusted(stage, "alice", -1) == (202, None)
+
+
+def test_erased_player_is_not_told_apart_from_a_stranger(stage: Stage) -> None:
+    """Who was erased only the key behind the tombstones tells. The fold records it, and counts
+    nothing."""
+    stage.post("", _body())
+    stage.post("/t1/start")
+    _adjusted(stage, "alice")
+    gone = {"tournament_id": "t1", "player_id": "alice", "erasure_id": "er-1"}
+    event = ev.Event("er-1/t1", "/erase", NOW_MS, ev.PlayerErased.model_validate(gone), "alice")
+    stage.feed.publish([Outgoing(ev.WAGERS, event)])
+    assert _adjusted(stage, "alice") == (202, None)
     view = stage.board.top(T, 5)
     assert view is not None
     assert view.standings == ()

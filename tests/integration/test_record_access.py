@@ -293,6 +293,7 @@ def works_on(role: str, engine: sa.Engine, *, to_the_end: bool) -> None:
                 holdings(engine)
             else:
                 queue(engine)
+                sql_reading.opened(engine).member(T, ALICE)
         case _:
             raise AssertionError(f"{role}: what does it do?")
 

@@ -340,6 +340,7 @@ JOINED: Final = {
     "reads.top": {"board.top", "directory.find"},
     "reads.player": {"board.player", "directory.find"},
     "reads.around": {"board.player", "directory.find"},
+    "reads.member": {"board.is_in"},
     "reads.all": {"directory.all"},
     "reads.find": {"directory.find"},
     "tournaments.find": {"directory.find"},

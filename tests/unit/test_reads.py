@@ -13,7 +13,8 @@ from leaderboard.fold import LogEntry
 from leaderboard.model import Offset, PlayerId, State, TournamentId
 from leaderboard.ports import BoardView, Summary
 from leaderboard.reads import BEHIND_SECONDS, LIST_SECONDS, Reads, Seen, Source, Tournaments
-from logs import ALICE, LOG, TOMBSTONE_KEY, T, ended, scheduled, scored
+from leaderboard.record_ports import Member
+from logs import ALICE, BOB, CAROL, LOG, TOMBSTONE_KEY, T, ended, joined, scheduled, scored
 from records import moved
 from running import wait_for
 
@@ -69,6 +70,9 @@ class Near(Store):
     def all(self) -> Sequence[Summary]:
         return self.answer(lambda: list(self.listed.values()))
 
+    def is_in(self, tournament_id: TournamentId, player_id: PlayerId) -> bool:
+        return self.answer(lambda: self.board.is_in(tournament_id, player_id))
+
 
 class Far(Store):
     """`ports.Record`."""
@@ -76,6 +80,7 @@ class Far(Store):
     def __init__(self) -> None:
         super().__init__()
         self.forgotten: set[str] = set()
+        self.disqualified: set[PlayerId] = set()
 
     def all(self, state: State | None = None) -> Sequence[Summary]:
         found = [one for one in self.listed.values() if state in (None, one.terms.state)]
@@ -89,6 +94,10 @@ class Far(Store):
 
     def tournaments_of(self, player_id: PlayerId) -> Sequence[TournamentId]:
         return self.answer(lambda: [t for t in self.listed if self.board.is_in(t, player_id)])
+
+    def member(self, tournament_id: TournamentId, player_id: PlayerId) -> Member:
+        has_joined = self.board.is_in(tournament_id, player_id)
+        return self.answer(lambda: Member(has_joined, player_id in self.disqualified))
 
     def is_forgotten(self, erasure_id: str) -> bool:
         return self.answer(lambda: erasure_id in self.forgotten)
@@ -154,6 +163,23 @@ def test_every_read_falls_back(scene: Scene) -> None:
         assert was is not None and now is not None
         assert (was.source, now.source) == (Source.BOARD, Source.RECORD)
         assert now.view == was.view
+
+
+def test_member_is_whom_either_of_the_two_knows(scene: Scene) -> None:
+    scene.far.disqualified.add(BOB)
+    scene.near.say(joined(3, CAROL))
+    assert scene.reads.member(T, BOB) == Member(has_joined=True, is_disqualified=True)
+    assert scene.reads.member(T, CAROL) == Member(has_joined=True, is_disqualified=False)
+    scene.far.is_away = True
+    assert scene.reads.member(T, CAROL) == Member(has_joined=True, is_disqualified=False)
+    assert scene.reads.member(T, BOB) == Member(has_joined=True, is_disqualified=False)
+    scene.far.is_away = False
+    wait_for(lambda: scene.reads.member(T, BOB).is_disqualified, 5)
+    scene.near.is_away = True
+    assert scene.reads.member(T, CAROL) == Member(has_joined=False, is_disqualified=False)
+    scene.far.is_away = True
+    with pytest.raises(TransientError):
+        scene.reads.member(T, BOB)
 
 
 def test_board_is_behind_what_the_record_had_two_seconds_ago_and_not_what_it_has(

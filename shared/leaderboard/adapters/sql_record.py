@@ -17,6 +17,7 @@ from leaderboard.fold import Terms
 from leaderboard.model import Offset, PlayerId, Score, Standing, State, TournamentId
 from leaderboard.ports import BoardView, Summary
 from leaderboard.ranking import distance, sign_of
+from leaderboard.record_ports import Member
 
 _AT_ONCE: Final = 500
 _ROW = tables.standings.c
@@ -92,6 +93,22 @@ class SqlRecord:
                 above, own = page[rank - 1 - first], page[rank - first]
                 gap = distance(board.terms.rules.order, own.score.score, above.score.score)
             return board.view([one for one in page if one.rank >= rank - radius], gap)
+
+    def member(self, tournament_id: TournamentId, player_id: PlayerId) -> Member:
+        statement = (
+            sa.select(_WHO.joined_at, _WHO.out_at)
+            .join_from(
+                tables.tournaments,
+                tables.players,
+                tables.tournaments.c.tournament_no == _WHO.tournament_no,
+            )
+            .where(tables.tournaments.c.tournament_id == tournament_id, _WHO.player_id == player_id)
+        )
+        with reading(self._engine) as connection:
+            row = connection.execute(statement).first()
+        if row is None:
+            return Member(has_joined=False, is_disqualified=False)
+        return Member(row.joined_at is not None, row.out_at is not None)
 
     def tournaments_of(self, player_id: PlayerId) -> Sequence[TournamentId]:
         table = tables.tournaments

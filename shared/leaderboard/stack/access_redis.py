@@ -168,7 +168,8 @@ CALLS_OF: Final[Mapping[str, tuple[str, ...]]] = {
         "erasures.find", "erasures.mark", "erasures.opened_before", "erasures.pending",
     ),
     "tournament": (
-        "board.top", "directory.all", "directory.find", "replies.begin", "replies.keep",
+        "board.is_in", "board.player", "board.top", "directory.all", "directory.find",
+        "replies.begin", "replies.keep",
     ),
     # Staff with `leaderboard rebuild`.
     "operator": _REBUILD,
