@@ -62,9 +62,7 @@ class StandingsQuery(BaseModel):
 
 
 class AroundQuery(BaseModel):
-    """A larger radius is answered with the largest that we give."""
-
-    radius: Annotated[int, Field(ge=0)] = 5
+    radius: Annotated[int, Field(ge=0, le=MAX_RADIUS)] = 5
 
 
 class TournamentSummary(BaseModel):
@@ -166,8 +164,7 @@ def player(call: Call, reads: Reads) -> Answer:
 def around(call: Call, reads: Reads) -> Answer:
     """The standings centred on a player; none for a player without a standing."""
     player_id = _player_allowed(call)
-    radius = min(call.query.radius, MAX_RADIUS)
-    return _page(call, reads.around(_tournament(call), player_id, radius))
+    return _page(call, reads.around(_tournament(call), player_id, call.query.radius))
 
 
 def _player_allowed(call: Call) -> PlayerId:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from leaderboard import events as ev
 from leaderboard.errors import NotFoundError, TransientError
 from leaderboard.fraud_ports import Alert, AlertFilter, Alerts
+from leaderboard.fraud_rules import RuleName
 from leaderboard.hosts.http import Answer, Call, ProblemError, Route
 from leaderboard.model import ERASED, PlayerId, TournamentId
 from leaderboard.ports import Feed, Outgoing
@@ -27,11 +28,15 @@ SHOWN_WITHIN_SECONDS: Final = 5.0
 
 
 class AlertQuery(BaseModel):
-    """Which alerts, the newest first. `before`: the last alert id of the page before."""
+    """Which alerts, the newest first. `before`: the last alert id of the page before.
+
+    A filter that is misspelled would show all, or none: it is refused."""
+
+    model_config = ConfigDict(extra="forbid")
 
     tournament_id: ev.Id | None = None
     player_id: ev.Id | None = None
-    rule: ev.Label | None = None
+    rule: RuleName | None = None
     state: Literal["open", "confirmed", "dismissed"] | None = None
     before: ev.Text | None = None
     limit: int = Field(100, ge=1, le=1000)

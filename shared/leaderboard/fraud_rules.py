@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -73,7 +73,8 @@ class Parameters(_Rule):
 
 
 DEFAULTS: Final = Parameters.model_validate({})
-RULES: Final = ("rank_rise", "velocity", "stake_outlier", "collusion")
+RuleName = Literal["rank_rise", "velocity", "stake_outlier", "collusion"]
+RULES: Final[tuple[str, ...]] = get_args(RuleName)
 
 
 def parameters_of(given: object) -> Parameters:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from leaderboard.adapters.sql_archive import SqlArchive
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.errors import TransientError
 from leaderboard.fold import LogEntry
+from leaderboard.fraud_rules import RULES
 from leaderboard.model import Offset, Place
 from leaderboard.reads import Reads
 from logs import ALICE, BOB, START_MS, TOMBSTONE_KEY, T, ended, erased, scheduled, scored
@@ -217,9 +218,26 @@ def test_who_may_do_what(stage: Stage) -> None:
     assert stage.get(FAST).get_json()["state"] == "open"
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "state=closed", "player_id=a/b"])
-def test_a_question_that_makes_no_sense_is_refused(stage: Stage, query: str) -> None:
-    assert stage.get(f"/v1/fraud-alerts?{query}").status_code in (400, 422)
+@pytest.mark.parametrize(
+    ("query", "allowed"),
+    [
+        ("limit=0", ["1"]),
+        ("limit=1001", ["1000"]),
+        ("state=closed", ["open", "confirmed", "dismissed"]),
+        ("rule=velocty", RULES),
+        ("player_id=a/b", []),
+        ("status=open", []),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_refused(
+    stage: Stage, query: str, allowed: Sequence[str]
+) -> None:
+    stage.suspect(ALICE)
+    answer = stage.get(f"/v1/fraud-alerts?{query}")
+    assert answer.status_code == 400
+    (told,) = answer.get_json(force=True)["errors"]
+    assert told["field"] == query.partition("=")[0]
+    assert all(one in told["detail"] for one in allowed)
 
 
 def test_with_the_record_away_it_is_503(stage: Stage) -> None:
@@ -256,7 +274,8 @@ def test_a_schedule_with_rules_of_fraud_that_nobody_understands_is_refused(
     }
     answer = stage.post("/v1/tournaments", body)
     assert answer.status_code == status
-    assert told in answer.get_data(as_text=True)
+    errors = answer.get_json(force=True).get("errors", [])
+    assert [one["field"] for one in errors] == ([told] if told else [])
 
 
 def test_the_description_is_true(stage: Stage) -> None:

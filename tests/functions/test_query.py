@@ -216,11 +216,14 @@ def test_around_is_centred_on_the_player(query: Hosted) -> None:
     assert [row["player_id"] for row in told["standings"]] == ["alice"]
 
 
-def test_radius_is_capped_at_50(query: Hosted) -> None:
-    told = _get(query, "/v1/tournaments/t1/players/p055/around?radius=100000")
+def test_radius_is_50_at_most(query: Hosted) -> None:
+    told = _get(query, "/v1/tournaments/t1/players/p055/around?radius=50")
     assert len(told["standings"]) == 101
-    response = query.client.get("/v1/tournaments/t1/players/alice/around?radius=-1", headers=ALICE)
-    assert response.status_code == 400
+    for radius in ("51", "100000", "-1", "x"):
+        path = f"/v1/tournaments/t1/players/alice/around?radius={radius}"
+        response = query.client.get(path, headers=ALICE)
+        assert response.status_code == 400
+        assert [one["field"] for one in response.get_json(force=True)["errors"]] == ["radius"]
 
 
 def test_player_without_a_standing_is_404_and_has_nobody_around(query: Hosted) -> None:
