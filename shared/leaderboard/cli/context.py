@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import click
 import httpx
 from rich.console import Console
+from rich.table import Table
 
 from leaderboard.errors import (
     ForbiddenError,
@@ -22,10 +24,27 @@ from leaderboard.model import is_id
 
 STACK_ENV: Final = ".stack.env"
 TIMEOUT_SECONDS: Final = 15.0
+PIPED_WIDTH: Final = 100_000
 
 console: Final = Console()
 """Answers go to standard output; progress and errors to standard error."""
 progress_console: Final = Console(stderr=True)
+
+
+def table_of(*columns: str, right: Collection[str] = (), wraps: Collection[str] = ()) -> Table:
+    """An empty table for `print_table`. A cell has one line, but in the columns that `wraps` names
+    as many as a terminal makes of it."""
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        justify = "right" if name in right else "left"
+        table.add_column(name, overflow="fold", no_wrap=name not in wraps, justify=justify)  # type: ignore[arg-type]
+    return table
+
+
+def print_table(table: Table) -> None:
+    """To a terminal as wide as it is; where a program reads it a line a row, with whole values."""
+    wide = console if console.is_terminal else Console(width=PIPED_WIDTH)
+    wide.print(table, highlight=False, markup=False)
 
 
 class CommandError(LeaderboardError):
@@ -85,6 +104,32 @@ class Api:
             self._token = issue_token(self._settings, self._subject, self._roles)
         headers = {"Authorization": f"Bearer {self._token}"}
         return _json(_request(method, url, headers=headers, **request), url)
+
+
+def operator_api() -> Api:
+    """The functions, for an operator."""
+    return Api(environment(), "cli", ("operator",))
+
+
+def add_decision(
+    group: click.Group,
+    verb: str,
+    about: str,
+    help_text: str,
+    decide: Callable[[str, str, str | None], None],
+    question: str | None = None,
+) -> None:
+    """A command `verb` of the group: `decide` is told which thing, the verb, and why. With
+    `question` it asks first; --yes answers."""
+
+    @group.command(verb, help=help_text)
+    @click.argument(about)
+    @click.option("--reason")
+    def command(reason: str | None, **given: str) -> None:
+        decide(given[about], verb, reason)
+
+    if question is not None:
+        click.confirmation_option(prompt=question)(command)
 
 
 def issue_token(settings: Mapping[str, str], subject: str, roles: tuple[str, ...]) -> str:

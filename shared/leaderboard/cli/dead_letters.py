@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from leaderboard.cli.context import CommandError, console, environment
+from leaderboard.cli.context import CommandError, console, environment, print_table, table_of
 from leaderboard.cli.dead_letter_handling import handle, warn_of_ended
 from leaderboard.cli.dead_letter_log import Kept, dead_letters
 from leaderboard.dead_letters import DeadLetter, Fate
@@ -23,7 +21,6 @@ from leaderboard.events import WAGERS, dead_letter_topic, parse_time_ms
 from leaderboard.settings import KafkaSettings, load
 
 SHOWN_BYTES: Final = 2000
-PIPED_WIDTH: Final = 2000
 _AGO: Final = re.compile(r"(\d{1,6})([smhd])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 F = TypeVar("F", bound=Callable[..., Any])
@@ -125,10 +122,8 @@ def list_(*, with_handled: bool, limit: int, **given: Any) -> None:
 
 
 def _show_table(kept: Sequence[Kept], *, with_handled: bool = False) -> None:
-    table = Table(box=None, pad_edge=False)
     columns = ["place", "reason", "from", "at", "again", *(["handled"] if with_handled else [])]
-    for column in (*columns, "detail"):
-        table.add_column(column, overflow="fold", no_wrap=column != "detail")
+    table = table_of(*columns, "detail", wraps=("detail",))
     for one in kept:
         letter = one.letter
         row = [one.place, letter.reason, f"{letter.origin}@{letter.origin_offset}", letter.at]
@@ -136,9 +131,7 @@ def _show_table(kept: Sequence[Kept], *, with_handled: bool = False) -> None:
         if with_handled:
             row.append("" if one.mark is None else one.mark.fate)
         table.add_row(*map(_text, row), _text(letter.detail))
-    # A line a row where a program reads it.
-    wide = console if console.is_terminal else Console(width=PIPED_WIDTH)
-    wide.print(table, highlight=False, markup=False)
+    print_table(table)
 
 
 @dlq.command("show")

@@ -10,11 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from leaderboard.cli.context import (
-    Api,
     CommandError,
+    add_decision,
     checked_id,
     console,
-    environment,
+    operator_api,
+    print_table,
+    table_of,
 )
 from leaderboard.fraud_rules import RULES
 from leaderboard.model import is_id
@@ -25,10 +27,6 @@ STATES = ("open", "confirmed", "dismissed")
 @click.group(help="Suspicions of fraud: look, confirm, dismiss.")
 def fraud() -> None:
     """A suspicion changes no rank; a decision does."""
-
-
-def _operator() -> Api:
-    return Api(environment(), "cli", ("operator",))
 
 
 def _path(alert_id: str) -> str:
@@ -65,19 +63,16 @@ def list_(
         "before": before,
     }
     query = {name: text for name, text in given.items() if text is not None}
-    answer = _operator().call(
+    answer = operator_api().call(
         "TOURNAMENT_URL", "GET", "/v1/fraud-alerts", params={**query, "limit": limit}
     )
-    console.print(alerts_table(answer["alerts"]))
+    print_table(alerts_table(answer["alerts"]))
 
 
 def alerts_table(alerts: list[dict[str, Any]]) -> Table:
-    """Alerts for a terminal."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("alert", "time", "player", "state"):
-        table.add_column(column, no_wrap=True, overflow="fold")
-    table.add_column("severity", justify="right")
-    table.add_column("what")
+    """A row an alert, with its evidence in a sentence."""
+    columns = ("alert", "time", "player", "state", "severity", "what")
+    table = table_of(*columns, right=("severity",), wraps=("what",))
     for one in alerts:
         severity = f"{one['severity']:.2f}"
         cells = (one["alert_id"], one["time"], one["player_id"], one["state"], severity)
@@ -121,7 +116,7 @@ def told(alert: dict[str, Any]) -> str:
 @click.argument("alert")
 def show(alert: str) -> None:
     """Everything that the record has of it."""
-    found = _operator().call("TOURNAMENT_URL", "GET", _path(alert))
+    found = operator_api().call("TOURNAMENT_URL", "GET", _path(alert))
     evidence = found.pop("evidence")
     for name, value in found.items():
         if value is not None:
@@ -133,7 +128,7 @@ def show(alert: str) -> None:
 
 def _decide(alert: str, verb: str, reason: str | None) -> None:
     body = {} if reason is None else {"reason": reason}
-    done = _operator().call("TOURNAMENT_URL", "POST", f"{_path(alert)}/{verb}", json=body)
+    done = operator_api().call("TOURNAMENT_URL", "POST", f"{_path(alert)}/{verb}", json=body)
     more = ""
     if verb == "confirm":
         more = ": the player is disqualified"
@@ -142,18 +137,12 @@ def _decide(alert: str, verb: str, reason: str | None) -> None:
     console.print(f"{alert}: {done['decision']}{more}", highlight=False, markup=False)
 
 
-@fraud.command(help="Confirm a suspicion: the player is disqualified.")
-@click.argument("alert")
-@click.option("--reason")
-@click.confirmation_option(prompt="Disqualify the player for good?")
-def confirm(alert: str, reason: str | None) -> None:
-    """Asks first; --yes answers."""
-    _decide(alert, "confirm", reason)
-
-
-@fraud.command(help="Dismiss a suspicion.")
-@click.argument("alert")
-@click.option("--reason")
-def dismiss(alert: str, reason: str | None) -> None:
-    """It stays in the record, with who dismissed it and why."""
-    _decide(alert, "dismiss", reason)
+add_decision(
+    fraud,
+    "confirm",
+    "alert",
+    "Confirm a suspicion: the player is disqualified.",
+    _decide,
+    "Disqualify the player for good?",
+)
+add_decision(fraud, "dismiss", "alert", "Dismiss a suspicion.", _decide)

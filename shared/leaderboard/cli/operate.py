@@ -15,11 +15,15 @@ from rich.text import Text
 from leaderboard.cli.context import (
     Api,
     CommandError,
+    add_decision,
     checked_id,
     console,
     environment,
     first_fault,
+    operator_api,
+    print_table,
     progress_console,
+    table_of,
 )
 from leaderboard.events import TournamentScheduled
 from leaderboard.prewarming import Wishes
@@ -144,7 +148,7 @@ def schedule(  # noqa: PLR0913 - click gives every option its own argument
         TournamentScheduled.model_validate_json(json.dumps(body))
     except ValueError as error:
         raise CommandError(f"the schedule would be refused: {first_fault(error)}") from None
-    answer = _operator().call("TOURNAMENT_URL", "POST", "/v1/tournaments", json=body)
+    answer = operator_api().call("TOURNAMENT_URL", "POST", "/v1/tournaments", json=body)
     console.print(f"{tournament_id}: scheduled, {starts_at:%F %T %Z} to {ends_at:%F %T %Z}")
     for warned in (answer.get("prewarm") or {}).get("warnings", []):
         console.print(f"{tournament_id}: {warned['detail']}", highlight=False, markup=False)
@@ -156,40 +160,21 @@ def _wishes(players: int | None, floor: int | None, lead: str | None) -> dict[st
     return {name: number for name, number in given.items() if number is not None}
 
 
-def _operator() -> Api:
-    return Api(environment(), "cli", ("operator",))
-
-
 def _decide(tournament_id: str, verb: str, reason: str | None) -> None:
     checked_id(tournament_id, "tournament")
     body = {} if reason is None else {"reason": reason}
-    _operator().call("TOURNAMENT_URL", "POST", f"/v1/tournaments/{tournament_id}/{verb}", json=body)
+    operator_api().call(
+        "TOURNAMENT_URL", "POST", f"/v1/tournaments/{tournament_id}/{verb}", json=body
+    )
     console.print(f"{tournament_id}: {verb} is in the log", highlight=False)
 
 
-@tournament.command(help="Start a tournament before its time.")
-@click.argument("tournament_id")
-@click.option("--reason")
-def start(tournament_id: str, reason: str | None) -> None:
-    """By its time it starts by itself."""
-    _decide(tournament_id, "start", reason)
-
-
-@tournament.command(help="End a tournament at once.")
-@click.argument("tournament_id")
-@click.option("--reason")
-def end(tournament_id: str, reason: str | None) -> None:
-    """What comes later in the log does not count."""
-    _decide(tournament_id, "end", reason)
-
-
-@tournament.command(help="Cancel a tournament; nothing counts any more.")
-@click.argument("tournament_id")
-@click.option("--reason")
-@click.confirmation_option(prompt="Cancel it for good?")
-def cancel(tournament_id: str, reason: str | None) -> None:
-    """Asks first; --yes answers."""
-    _decide(tournament_id, "cancel", reason)
+for _verb, _help, _question in (
+    ("start", "Start a tournament before its time.", None),
+    ("end", "End a tournament at once: what comes later does not count.", None),
+    ("cancel", "Cancel a tournament; nothing counts any more.", "Cancel it for good?"),
+):
+    add_decision(tournament, _verb, "tournament_id", _help, _decide, _question)
 
 
 @tournament.command("list", help="List tournaments.")
@@ -197,10 +182,8 @@ def cancel(tournament_id: str, reason: str | None) -> None:
 def list_(state: str | None) -> None:
     """As the public list has them."""
     query = {} if state is None else {"state": state}
-    answer = _operator().call("QUERY_URL", "GET", "/v1/tournaments", params=query)
-    table = Table(box=None, pad_edge=False)
-    for column in ("tournament", "state", "starts", "ends", "name"):
-        table.add_column(column, no_wrap=column != "name")
+    answer = operator_api().call("QUERY_URL", "GET", "/v1/tournaments", params=query)
+    table = table_of("tournament", "state", "starts", "ends", "name", wraps=("name",))
     for one in answer["tournaments"]:
         table.add_row(
             one["tournament_id"],
@@ -209,7 +192,7 @@ def list_(state: str | None) -> None:
             one["ends_at"],
             one.get("name", ""),
         )
-    console.print(table, highlight=False, markup=False)
+    print_table(table)
 
 
 @tournament.command(help="Show a tournament and the top of its board.")
@@ -217,30 +200,23 @@ def list_(state: str | None) -> None:
 @click.option("--top", type=click.IntRange(1, 1000), default=10, show_default=True)
 def show(tournament_id: str, top: int) -> None:
     """One read of each."""
-    api, path = _operator(), f"/v1/tournaments/{checked_id(tournament_id, 'tournament')}"
+    api, path = operator_api(), f"/v1/tournaments/{checked_id(tournament_id, 'tournament')}"
     about = api.call("QUERY_URL", "GET", path)
     board = api.call("QUERY_URL", "GET", f"{path}/standings", params={"limit": top})
     for name in ("state", "starts_at", "ends_at", "players", "sequence"):
         console.print(f"{name}: {about[name]}", highlight=False, markup=False)
     console.print(f"source: {board['source']}", highlight=False, markup=False)
     console.print(f"rules: {json.dumps(about['rules'])}", highlight=False, markup=False)
-    console.print(
-        standings_table(
-            [
-                (one["rank"], one["player_id"], one["display_name"], one["score"])
-                for one in board["standings"]
-            ]
-        )
-    )
+    rows = [
+        (one["rank"], one["player_id"], one["display_name"], one["score"])
+        for one in board["standings"]
+    ]
+    print_table(standings_table(rows))
 
 
 def standings_table(rows: list[tuple[int, str, str | None, int]]) -> Table:
-    """Rank, player, name and score, for a terminal."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("rank", justify="right")
-    table.add_column("player")
-    table.add_column("name")
-    table.add_column("score", justify="right")
+    """Rank, player, name and score."""
+    table = table_of("rank", "player", "name", "score", right=("rank", "score"), wraps=("name",))
     for rank, player_id, name, score in rows:
         # A player chose the name: brackets in it are no markup.
         table.add_row(str(rank), Text(player_id), Text(name or ""), f"{score:,}")

@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
 
-from leaderboard.cli.context import CommandError, console, environment
+from leaderboard.cli.context import (
+    CommandError,
+    console,
+    environment,
+    print_table,
+    table_of,
+)
 from leaderboard.errors import TransientError
 from leaderboard.events import format_time_ms
 from leaderboard.settings import DatabaseSettings, load
@@ -54,9 +59,8 @@ def list_(waiting: bool, limit: int) -> None:
     with _Database() as engine:
         rows = lanes.listed(engine, waiting=waiting, limit=limit)
         found = lanes.backlog(engine)
-    table = Table(box=None, pad_edge=False)
-    for column in ("position", "written", "topic", "tournament", "source", "id", "refused"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("position", "written"))
+    wide = ("topic", "tournament", "source", "id", "refused")
+    table = table_of("position", "written", *wide, wraps=wide)
     for row in rows:
         table.add_row(
             str(row.position),
@@ -66,7 +70,7 @@ def list_(waiting: bool, limit: int) -> None:
             repr(row.refused)[1:-1] if row.refused is not None else "",
         )
     if rows:
-        console.print(table, highlight=False, markup=False)
+        print_table(table)
     age = f", the oldest for {found.oldest_ms / 1000:.0f} s" if found.waiting else ""
     console.print(
         f"{found.waiting} waiting{age}; {found.refused} refused", highlight=False, soft_wrap=True
