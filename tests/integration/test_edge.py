@@ -184,6 +184,113 @@ def test_bodies_and_headers_have_their_size(wide: NginxServer, functions: Functi
     assert ask(wide, "POST", way, b"x" * 1000, Authorization="x" * 4000).status == 200
 
 
+WAY: Final = "/v1/tournaments/t1/connections"
+NO_REQUESTS: Final[dict[str, tuple[bytes, int]]] = {
+    "no HTTP": (b"hello\r\n\r\n", 400),
+    "no host": (b"GET /v1/tournaments HTTP/1.1\r\n\r\n", 400),
+    "two hosts": (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+    "a header that is too large": (
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 9000 + b"\r\n\r\n", 400
+    ),
+    "that, and an odd path": (
+        b"GET /v1//a%20b HTTP/1.1\r\nHost: x\r\nX: " + b"<script>" * 1200 + b"\r\n\r\n", 400
+    ),
+    "two lengths": (
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400
+    ),
+    "a path above all": (b"GET /%2e%2e/etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "an odd path": (b"GET /v1//tournaments/t%31 HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+    "the problem's own path": (b"GET /problem HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+    "that, spelled otherwise": (b"GET /%70roblem HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+    "the sockets' own path": (b"GET /subscribe HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+    "a script": (b"GET /<script>alert(1)</script> HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+    "a trace": (b"TRACE / HTTP/1.1\r\nHost: x\r\n\r\n", 405),
+    "a tunnel": (b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "another method": (b"DELETE /v1/tournaments HTTP/1.1\r\nHost: x\r\n\r\n", 405),
+    "a body that is too large": (
+        f"POST {WAY} HTTP/1.1\r\nHost: x\r\nContent-Length: 1025\r\n\r\n".encode()
+        + b"x" * 1025, 413
+    ),
+    "that, in chunks": (
+        f"POST {WAY} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n500\r\n".encode()
+        + b"x" * 0x500 + b"\r\n0\r\n\r\n", 413
+    ),
+    "a line that is too long": (b"GET /?" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+    "no WebSocket": (b"GET /connect?ticket=secret HTTP/1.1\r\nHost: x\r\n\r\n", 426),
+    "another coding": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+    "another version": (b"GET / HTTP/3.0\r\nHost: x\r\n\r\n", 505),
+}  # fmt: skip
+
+
+def said_to(server: NginxServer, raw: bytes) -> tuple[HTTPResponse, bytes]:
+    """What comes back to these very bytes."""
+    with socket.create_connection((LOOPBACK, server.public_port), timeout=10) as one:
+        one.sendall(raw)
+        answer = HTTPResponse(one)
+        answer.begin()
+        return answer, answer.read()
+
+
+def check_problem(answer: HTTPResponse, body: bytes, status: int) -> None:
+    assert (answer.status, answer.getheader("Content-Type")) == (status, "application/problem+json")
+    told = json.loads(body)
+    assert told.keys() == {"type", "title", "status", "detail"}
+    assert (told["type"], told["status"]) == ("about:blank", status)
+    assert told["title"] != "Error", "every status has its name"
+    assert answer.headers.get_all("Cache-Control") == ["no-store"]
+    assert answer.headers.get_all("X-Content-Type-Options") == ["nosniff"]
+
+
+@pytest.mark.parametrize("name", NO_REQUESTS)
+def test_what_the_gateway_answers_by_itself_is_a_problem(
+    name: str, wide: NginxServer, functions: Functions
+) -> None:
+    functions.asked.clear()
+    raw, status = NO_REQUESTS[name]
+    answer, body = said_to(wide, raw)
+    check_problem(answer, body, status)
+    for piece in (b"<", b"script", b"passwd", b"secret", b"nginx"):
+        assert piece not in body
+    assert functions.asked == []
+    allowed = "GET, HEAD, OPTIONS" if name == "another method" else None
+    assert answer.getheader("Allow") == allowed
+
+
+def test_problem_of_the_gateway_answers_head_without_a_body(wide: NginxServer) -> None:
+    connection = HTTPConnection(LOOPBACK, wide.public_port, timeout=10)
+    try:
+        for _ in range(2):  # on the same connection: nothing is left over
+            connection.request("HEAD", "/nowhere")
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == (404, b"")
+            assert answer.getheader("Content-Type") == "application/problem+json"
+    finally:
+        connection.close()
+
+
+def test_what_a_function_answers_goes_through_as_it_is(
+    wide: NginxServer, functions: Functions
+) -> None:
+    answer = ask(wide, "GET", "/v1/tournaments")
+    assert answer.status == 200
+    for name in ("Retry-After", "Allow", "Cache-Control", "Access-Control-Allow-Origin"):
+        assert answer.getheader(name) is None
+
+
+def test_functions_that_are_away_are_a_problem(tmp_path: Path) -> None:
+    server = NginxServer(tmp_path / "alone", authorize_url="http://127.0.0.1:1/internal/authorize")
+    server.start()
+    try:
+        for method, path in (("GET", "/v1/tournaments"), ("POST", WAY), ("GET", "/")):
+            raw = f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+            answer, body = said_to(server, raw)
+            check_problem(answer, body, 503)
+            assert answer.getheader("Retry-After") == "5"
+            assert answer.getheader("Access-Control-Allow-Origin") == "*"
+    finally:
+        server.stop()
+
+
 def test_storm_of_one_address_is_told_to_slow_down(tight: NginxServer) -> None:
     for path, burst in (("/v1/tournaments", TIGHT.asking_burst), ("/", TIGHT.asking_burst)):
         answers = [ask(tight, "GET", path) for _ in range(burst * 2)]
@@ -192,6 +299,9 @@ def test_storm_of_one_address_is_told_to_slow_down(tight: NginxServer) -> None:
         assert statuses.count(429) >= burst - 1
         assert set(statuses) <= {200, 429}
         assert answers[-1].getheader("Retry-After") == "1"
+        slowed, body = said_to(tight, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        check_problem(slowed, body, 429)
+        assert slowed.getheader("Access-Control-Allow-Origin") == "*"
     ways = [ask(tight, "POST", "/v1/tournaments/t1/connections") for _ in range(15)]
     assert [way.status for way in ways].count(429) >= 15 - TIGHT.opening_burst - 2
     assert ask(tight, "GET", "/connect?ticket=t", None, **UPGRADE).status == 429
@@ -249,13 +359,21 @@ def test_players_come_over_tls_13_only(functions: Functions, tmp_path: Path) -> 
             answer = secured.recv(4096)
         assert answer.startswith(b"HTTP/1.1 200")
         assert b"Strict-Transport-Security: max-age=31536000" in answer
+        with (
+            socket.create_connection(place, timeout=5) as raw,
+            context.wrap_socket(raw, server_hostname="localhost") as secured,
+        ):
+            secured.sendall(b"GET /nowhere HTTP/1.0\r\n\r\n")
+            answer = secured.recv(4096)
+        assert b"application/problem+json" in answer
+        assert b"Strict-Transport-Security: max-age=31536000" in answer
         context.maximum_version = ssl.TLSVersion.TLSv1_2
         with (
             socket.create_connection(place, timeout=5) as raw,
             pytest.raises(ssl.SSLError, match=r"(?i)version"),
         ):
             context.wrap_socket(raw, server_hostname="localhost")
-        assert ask(server, "GET", "/v1/tournaments").status == 400, "plain"
+        check_problem(*said_to(server, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"), 400)  # not TLS
     finally:
         server.stop()
 
