@@ -1,12 +1,13 @@
-"""Boards for the contract suites: the same tests over each adapter, on real servers; and snapshots
-of what a fold has come to."""
+"""Boards for the contract suites: the same tests over each adapter, on real servers; snapshots of
+what a fold has come to; and who applies logs to boards, with a store of a test's own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+import redis
 
 from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.redis_board import RedisBoard
@@ -16,9 +17,32 @@ from leaderboard.model import Offset, TournamentId
 from leaderboard.ports import BatchApplied, Board, BoardView, PlayerRow, Snapshot
 from logs import LOG, TOMBSTONE_KEY, T
 
+if TYPE_CHECKING:
+    from hosting import Hosted
+
 Value = TypeVar("Value")
 SERVERS = {"redis": "redis_url", "valkey": "valkey_url", "cluster": "redis_cluster_url"}
 OPERATORS = ("sum", "best", "last", "count")
+
+
+@pytest.fixture(scope="module")
+def on_wager() -> Iterator[Hosted]:
+    """The function behind its real host; it is given its ports by the test."""
+    from hosting import hosted
+
+    with hosted("on-wager") as one:
+        yield one
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    """A database that only one test at a time has, so that it may be emptied."""
+    found = connect(redis_url.rpartition("/")[0] + "/8")
+    assert isinstance(found, redis.Redis)
+    found.flushdb()
+    yield found
+    found.flushdb()
+    found.close()
 
 
 def make_board(kind: str, request: pytest.FixtureRequest, remembered_ids: int = 100_000) -> Board:

@@ -17,11 +17,10 @@ import redis
 import sqlalchemy as sa
 
 import logs
-from hosting import Hosted, hosted
+from hosting import Hosted
 from leaderboard.adapters import redis_board, sql_archive, sql_fold, sql_migrations
 from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.redis_board import RedisBoard
-from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_progress import RedisProgress
 from leaderboard.adapters.redis_scripts import Script
@@ -45,23 +44,6 @@ PLACE = Place(WAGERS, 0)
 REMEMBERED = 3
 """So few applied ids that only offsets can tell what was read before."""
 Lua = dict[str, str]
-
-
-@pytest.fixture(scope="module")
-def on_wager() -> Iterator[Hosted]:
-    with hosted("on-wager") as one:
-        yield one
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    """A database of these tests' own, so that it may be emptied."""
-    found = connect(redis_url.rpartition("/")[0] + "/9")
-    assert isinstance(found, redis.Redis)
-    found.flushdb()
-    yield found
-    found.flushdb()
-    found.close()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -26,10 +26,9 @@ from consuming import (
     snapshot,
     undisturbed,
 )
-from hosting import Hosted, hosted
+from hosting import Hosted
 from leaderboard.adapters import redis_board
 from leaderboard.adapters.memory_board import MemoryBoard
-from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_scripts import Script
 from leaderboard.events import WAGERS
 from leaderboard.fold import LogEntry
@@ -37,23 +36,6 @@ from leaderboard.hosts.kafka import Assignment, ReplayError
 from leaderboard.model import Offset, Place, TournamentId
 from logs import LOG, TOMBSTONE_KEY
 from ports import Countdown
-
-
-@pytest.fixture(scope="module")
-def on_wager() -> Iterator[Hosted]:
-    with hosted("on-wager") as one:
-        yield one
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    """A database of these tests' own, so that it may be emptied."""
-    found = connect(redis_url.rpartition("/")[0] + "/7")
-    assert isinstance(found, redis.Redis)
-    found.flushdb()
-    yield found
-    found.flushdb()
-    found.close()
 
 
 def interrupted_at(

@@ -30,11 +30,10 @@ from consuming import (
     snapshot,
     undisturbed,
 )
-from hosting import Hosted, hosted
+from hosting import Hosted
 from leaderboard import events as ev
 from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.redis_board import RedisBoard
-from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.adapters.redis_progress import RedisProgress
@@ -51,25 +50,8 @@ T1, T2, T3 = TOURNAMENTS
 
 
 @pytest.fixture(scope="module")
-def on_wager() -> Iterator[Hosted]:
-    with hosted("on-wager") as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
 def archive() -> Any:
     return archive_module()
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    """A database of these tests' own, so that it may be emptied."""
-    found = connect(redis_url.rpartition("/")[0] + "/8")
-    assert isinstance(found, redis.Redis)
-    found.flushdb()
-    yield found
-    found.flushdb()
-    found.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

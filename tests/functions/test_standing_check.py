@@ -19,7 +19,6 @@ from leaderboard import telemetry
 from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.redis_board import RedisBoard
-from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_progress import RedisProgress
 from leaderboard.adapters.sql_archive import SqlArchive
 from leaderboard.adapters.sql_engine import writing
@@ -38,17 +37,6 @@ DAY_MS = BOARD_KEPT_MS
 @pytest.fixture(scope="module")
 def archive() -> Any:
     return archive_module()
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    """A database of these tests' own, so that it may be emptied."""
-    found = connect(redis_url.rpartition("/")[0] + "/9")
-    assert isinstance(found, redis.Redis)
-    found.flushdb()
-    yield found
-    found.flushdb()
-    found.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import redis
 
 from consuming import TOURNAMENTS, Ports, Reader, maker, memory_ports, moved_to, redis_ports
-from hosting import Hosted, hosted
+from hosting import Hosted
 from leaderboard import events as ev
-from leaderboard.adapters.redis_client import connect
 from leaderboard.fold import LogEntry
 from leaderboard.fraud_rules import RULES
 from leaderboard.model import Disposition
 from logs import START_MS, ended, erased, scheduled
 from plays import MONEY, SENSITIVE, oracle_alerts, played, suspicious_log
 from ports import Countdown
-
-
-@pytest.fixture(scope="module")
-def on_wager() -> Iterator[Hosted]:
-    with hosted("on-wager") as one:
-        yield one
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    """A database of these tests' own, so that it may be emptied."""
-    found = connect(redis_url.rpartition("/")[0] + "/8")
-    assert isinstance(found, redis.Redis)
-    found.flushdb()
-    yield found
-    found.flushdb()
-    found.close()
 
 
 def mixed(seed: int, length: int = 30) -> list[LogEntry]:
