@@ -18,6 +18,7 @@ SEED ?=
 ONLY ?=
 BROKEN ?=
 PODS ?=
+SETTINGS ?=
 RUNS ?= 5
 SMALL ?=
 BASE ?=
@@ -129,8 +130,8 @@ docs: $(STAMP) ## Write what is generated in docs/ and platform/: schemas, metri
 	@$(BIN)/leaderboard manifests
 
 .PHONY: deploy-check
-deploy-check: $(STAMP) ## Every manifest built, against schemas, policies and the code; no cluster.
-	@PYTHONPATH=tests $(BIN)/python -m deploy.checking
+deploy-check: $(STAMP) ## Every manifest built, against schemas, policies and the code; no cluster (SETTINGS=my-settings.yaml).
+	@PYTHONPATH=tests $(BIN)/python -m deploy.checking $(SETTINGS)
 
 .PHONY: cluster-test
 cluster-test: $(STAMP) kafka deploy-tools ## The manifests on the real cluster in KUBECONFIG, filled and emptied (PODS=1, ONLY=, BROKEN=).

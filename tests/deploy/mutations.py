@@ -393,4 +393,139 @@ EVENTING: Final = (
     Mutation("a type that is not taken", TRIGGER, "score.submitted.v1", "score.submitted.v2",
              "type io.leaderboard.score.submitted.v2 is none that on-wager-http"),
 )  # fmt: skip
-ALL: Final = (*EVENTING, *BUILDING, *SCHEMAS, *TRIGGERS, *POLICIES, *SCALING, *AGREEMENT)
+MONITOR: Final = "platform/observability/podmonitor.yaml"
+EYES: Final = "platform/network/default.yaml"
+ARROWS: Final = "platform/network/functions.yaml"
+WIRING: Final = (
+    Mutation("a Secret of another name for KEDA", AUTHENTICATION, "name: kafka-on-wager,",
+             "name: kafka-on-wagers,", "TriggerAuthentication on-wager: spec.secretTargetRef[0]: "
+             "Secret kafka-on-wagers with key password is not in platform/settings"),
+    Mutation("another key of a Secret for KEDA", AUTHENTICATION, "key: password", "key: passwort",
+             "Secret kafka-on-wager with key passwort is not in platform/settings"),
+    Mutation("another function's password for KEDA", AUTHENTICATION, "name: kafka-on-wager,",
+             "name: kafka-archive,", "spec.secretTargetRef[0]: kafka-archive/password is not what "
+             "the pods have as KAFKA_SASL_PASSWORD"),
+    Mutation("another authority for KEDA", AUTHENTICATION, "name: kafka-ca,",
+             "name: kafka-eventing,", "spec.secretTargetRef[1]: Secret kafka-eventing is mounted "
+             "in none of the pods"),
+    Mutation("a user of no container", AUTHENTICATION, "containerName: on-wager",
+             "containerName: wager", "TriggerAuthentication on-wager: spec.env[0].containerName "
+             "wager: on-wager has no such container"),
+    Mutation("a user of no variable", AUTHENTICATION, "name: KAFKA_SASL_USERNAME",
+             "name: KAFKA_USERNAME", "spec.env[0].name KAFKA_USERNAME: the container's environment "
+             "has none"),
+    Mutation("an authentication of nobody", SCALED, "      authenticationRef: {name: on-wager}\n",
+             "      authenticationRef: {name: archive}\n",
+             "TriggerAuthentication on-wager: no ScaledObject's authenticationRef names it"),
+    Mutation("an environment of no container", SCALED, "scaleTargetRef: {name: on-wager}",
+             "scaleTargetRef: {name: on-wager, envSourceContainerName: wager}", "ScaledObject "
+             "on-wager: spec.scaleTargetRef.envSourceContainerName wager: no container of this"),
+    Mutation("a monitor of no pods", MONITOR, "matchLabels: {app.kubernetes.io/part-of: leader",
+             "matchLabels: {app.kubernetes.io/part-of: lead", "PodMonitor leaderboard: "
+             "spec.selector: chooses none of the pods that we make"),
+    Mutation("a monitor of no port", MONITOR, "port: http,", "port: metrics,",
+             "PodMonitor leaderboard: spec.podMetricsEndpoints[0].port metrics: no container of "
+             "the pods that it chooses has this port"),
+    Mutation("a port of another name", WAGER, "name: http, containerPort",
+             "name: web, containerPort", "no PodMonitor asks Deployment on-wager for its metrics"),
+    Mutation("eyes on a port of nobody", EYES, "{port: 9091}, {port: 8081}]",
+             "{port: 9091}, {port: 8082}]", "NetworkPolicy observability: "
+             "spec.ingress[0].ports[3].port 8082: none of the pods that it chooses has it"),
+    Mutation("eyes kept out", EYES, "ports: [{port: 8080}, {port: 9090}", "ports: [{port: 9090}",
+             "no NetworkPolicy lets observability ask Deployment archive for metrics on port 8080"),
+    Mutation("no way to the collector", EYES, "{port: 4318}", "{port: 4319}",
+             "NetworkPolicy observability: spec.egress[0]: does not let through to OTEL_EXPORTER"),
+    Mutation("an arrow to a port of nobody", ARROWS, "app.kubernetes.io/name: gateway}}\n"
+             "      ports: [{port: 8081}]\n---\napiVersion: networking.k8s.io/v1\n"
+             "kind: NetworkPolicy\nmetadata:\n  name: gateway-clients",
+             "app.kubernetes.io/name: gateway}}\n"
+             "      ports: [{port: 8082}]\n---\napiVersion: networking.k8s.io/v1\n"
+             "kind: NetworkPolicy\nmetadata:\n  name: gateway-clients",
+             "NetworkPolicy to-gateway: spec.egress[0].ports[0].port 8082: none of the pods that"),
+    Mutation("an arrow to nobody", ARROWS, "podSelector: {matchLabels: {app.kubernetes.io/name: "
+             "relay}}", "podSelector: {matchLabels: {app.kubernetes.io/name: relais}}",
+             "NetworkPolicy outbox: spec.podSelector: no pods of ours are labelled "
+             "app.kubernetes.io/name: relais"),
+)  # fmt: skip
+TOURNAMENT: Final = "knative/base/tournament/service.yaml"
+BOUNDS: Final = (
+    Mutation("a gateway that no schedule raises", GATEWAY_SCALED, "name: floor", "name: flor",
+             "ScaledObject gateway: has no trigger `floor`"),
+    Mutation("sockets of another function's floor", GATEWAY_SCALED, "floors/gateway",
+             "floors/query", "asks for the floor of query"),
+    Mutation("a schedule's ceiling above the partitions", TOURNAMENT,
+             'name: PREWARM_CEILING, value: "50"', 'name: PREWARM_CEILING, value: "100"',
+             "knative/overlays/production: Service tournament: env PREWARM_CEILING is 100, and "
+             "ScaledObjects have 50"),
+    Mutation("a schedule's floor below the floor", TOURNAMENT,
+             '            - {name: PREWARM_LEAST, value: "2"}\n', "", "can't be built"),
+    Mutation("development's floor in a schedule", "knative/overlays/development/kustomization.yaml",
+             'env/16/value, value: "1"', 'env/16/value, value: "2"',
+             "Service tournament: env PREWARM_LEAST is 2, and ScaledObjects have 1"),
+)  # fmt: skip
+RULES: Final = "platform/observability/prometheusrule.yaml"
+METRICS: Final = (
+    Mutation("a rule on a misspelt metric", RULES, "(leaderboard_rank_changes_total[5m])",
+             "(leaderboard_rank_change_total[5m])", "PrometheusRule leaderboard: "
+             "spec.groups[0].rules[9].expr (leaderboard:rank_unchanged:ratio_rate5m): no such "
+             "series: leaderboard_rank_change_total; did you mean leaderboard_rank_changes_total?"),
+    Mutation("a rule on nobody's metric", RULES, "max(leaderboard_outbox_refused)",
+             "max(outbox_refused)", "(OutboxRefused): no such series: outbox_refused"),
+    Mutation("a rule on another label", RULES, 'leaderboard_lag_records{function="archive"}',
+             'leaderboard_lag_records{functions="archive"}',
+             "leaderboard_lag_records has no label functions; did you mean function?"),
+    Mutation("a panel of a misspelt metric",
+             "platform/observability/dashboards/leaderboard-tournament.json",
+             "max(leaderboard_tournament_players{", "max(leaderboard_tournament_player{",
+             "ConfigMap leaderboard-dashboards: data.leaderboard-tournament.json: panel 'Players': "
+             "no such series: leaderboard_tournament_player"),
+    Mutation("a choice of a misspelt metric",
+             "platform/observability/dashboards/leaderboard-function.json",
+             "label_values(leaderboard_ready,", "label_values(leaderboard_readi,",
+             "variable function: no such series: leaderboard_readi; did you mean"),
+    Mutation("a trigger on a misspelt metric", GATEWAY_SCALED, "",
+             "    - type: prometheus\n      name: sockets\n      metadata:\n"
+             "        serverAddress: http://prometheus.observability.svc:9090\n"
+             "        query: max(leaderboard_connection)\n        threshold: '6000'\n",
+             "ScaledObject gateway: spec.triggers[2].metadata.query: no such series: "
+             "leaderboard_connection; did you mean leaderboard_connections?"),
+)  # fmt: skip
+MINE: Final = "platform/settings/mine.yaml"
+FILLED_IN: Final = (
+    Mutation("a setting that is misspelt", "platform/settings/example.yaml",
+             "  KAFKA_SASL_MECHANISM: ", "  KAFKA_SASL_MECHANISMS: ",
+             "example.yaml: document 1: ConfigMap leaderboard: data.KAFKA_SASL_MECHANISMS: no "
+             "manifest takes it; did you mean KAFKA_SASL_MECHANISM?"),
+    Mutation("a setting that no manifest passes on", MINE, "",
+             "kind: ConfigMap\nmetadata: {name: leaderboard}\ndata: {BATCH_SIZE: '9'}\n",
+             "mine.yaml: document 1: ConfigMap leaderboard: data.BATCH_SIZE: no manifest takes it"),
+    Mutation("a setting that is left out", MINE, "",
+             "kind: Secret\nmetadata: {name: stores-query}\nstringData: {REDIS_URL: r}\n",
+             "Secret stores-query: DATABASE_URL is missing, and no pod that takes it would start"),
+    Mutation("a Secret that is misspelt", MINE, "",
+             "kind: Secret\nmetadata: {name: stores-onwager}\nstringData: {REDIS_URL: r}\n",
+             "no manifest takes anything from Secret stores-onwager; did you mean stores-on"),
+    Mutation("a key of a mounted Secret", MINE, "",
+             "kind: Secret\nmetadata: {name: kafka-ca}\nstringData: {ca.cert: r}\n",
+             "Secret kafka-ca: stringData.ca.cert: no manifest takes it; did you mean ca.crt?"),
+    Mutation("a field of a Secret that is none", MINE, "",
+             "kind: Secret\nmetadata: {name: kafka-ca}\nstringdata: {ca.crt: r}\n",
+             "Secret kafka-ca: unknown field stringdata; did you mean stringData?"),
+    Mutation("settings that are no YAML", MINE, "", "kind: {\n",
+             "mine.yaml: can't be read as YAML"),
+    Mutation("settings of another kind", MINE, "", "kind: Deployment\n",
+             "mine.yaml: document 1: is neither a ConfigMap nor a Secret"),
+)  # fmt: skip
+ALL: Final = (
+    *WIRING,
+    *BOUNDS,
+    *METRICS,
+    *FILLED_IN,
+    *EVENTING,
+    *BUILDING,
+    *SCHEMAS,
+    *TRIGGERS,
+    *POLICIES,
+    *SCALING,
+    *AGREEMENT,
+)

@@ -249,7 +249,8 @@ def test_gateways_pod_fits_its_configuration() -> None:
 
 def test_gateway_grows_before_it_is_full() -> None:
     (scaled,) = documents("gateway/base/scaledobject.yaml")
-    (trigger,) = scaled["spec"]["triggers"]
+    trigger, floor = scaled["spec"]["triggers"]
+    assert floor["metadata"]["url"].endswith("/internal/v1/floors/gateway")
     sockets = Limits().sockets
     assert sockets == 10_000
     assert int(trigger["metadata"]["targetValue"]) <= 0.7 * sockets

@@ -1,8 +1,10 @@
-"""`make deploy-check`: exit code 1 and a line for each problem; `fetch` only gets the tools."""
+"""`make deploy-check`: exit code 1 and a line for each problem; `fetch` only gets the tools. Other
+words are files of settings that somebody filled in."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from deploy.checking import ROOT, ToolError, Tools, check
 
@@ -13,7 +15,7 @@ def main() -> int:
         if sys.argv[1:] == ["fetch"]:
             tools.fetch()
             return 0
-        built, problems = check(ROOT, tools)
+        built, problems = check(ROOT, tools, [Path(word) for word in sys.argv[1:]])
     except ToolError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

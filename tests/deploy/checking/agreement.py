@@ -146,11 +146,11 @@ def _settings(name: str, container: Manifest) -> Iterator[str]:
 
 
 @cache
-def example() -> dict[tuple[str, str], set[str]]:
-    """Keys by kind and name of what `platform/settings/example.yaml` tells people to make."""
+def example() -> dict[tuple[str, str], dict[str, str]]:
+    """By kind and name what `platform/settings/example.yaml` tells people to make."""
     text = (ROOT / "platform/settings/example.yaml").read_text("utf-8")
     return {
-        (one["kind"], one["metadata"]["name"]): set(one.get("data") or one.get("stringData") or {})
+        (one["kind"], one["metadata"]["name"]): one.get("data") or one.get("stringData") or {}
         for one in yaml.safe_load_all(text)
     }
 
@@ -163,7 +163,7 @@ def _references(name: str, container: Manifest) -> Iterator[str]:
             if kind is None:
                 continue
             named, key = reference["name"], reference["key"]
-            if key not in example().get((kind, named), set()):
+            if key not in example().get((kind, named), {}):
                 yield f"{one['name']}: {kind} {named} with {key} is not in platform/settings"
             if key != one["name"] and named != f"kafka-{name}":
                 yield f"{one['name']} is taken from {key}"

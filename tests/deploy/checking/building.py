@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,24 +53,36 @@ class Built:
         return Problem(self.folder, f"{one['kind']} {one['metadata']['name']}: {what}")
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A question to put behind what is unknown: the known word that is most like it, if one is."""
+    found = get_close_matches(word, sorted(known), 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
 def group_of(one: Manifest) -> str:
     """The API group; empty for Kubernetes' core."""
     return str(one["apiVersion"]).rpartition("/")[0]
 
 
-def pods_of(one: Manifest) -> Manifest | None:
-    """The pod's spec inside of whatever makes pods."""
+def template_of(one: Manifest) -> Manifest | None:
+    """What pods are made from (a Pod is its own), inside of whatever makes them."""
     spec = one.get("spec", {})
     if one["kind"] == "CronJob":
         spec = spec["jobTemplate"]["spec"]
     makes_pods = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob", "ReplicaSet")
     is_service = one["kind"] in ("Service", "Configuration") and "serving.knative" in group_of(one)
     if one["kind"] == "Pod":
-        found: Manifest = spec
-    elif one["kind"] in makes_pods or is_service:
-        found = spec["template"]["spec"]
-    else:
-        return None
+        return one
+    if one["kind"] in makes_pods or is_service:
+        found: Manifest = spec["template"]
+        return found
+    return None
+
+
+def pods_of(one: Manifest) -> Manifest | None:
+    """The spec of those pods."""
+    template = template_of(one)
+    found: Manifest | None = None if template is None else template["spec"]
     return found
 
 
