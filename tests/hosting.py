@@ -20,7 +20,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from audit_logs import ORIGIN, SIGNER
 from leaderboard import events as ev
+from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.fold import LogEntry
+from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.repeating import Repeating
 from leaderboard.model import TournamentId
 from leaderboard.ports import Board, Directory, Summary
@@ -73,6 +75,8 @@ def hosted(folder: str, settings: Mapping[str, str] | None = None) -> Iterator[H
             for own in vars(sys.modules["main"]).values():
                 if isinstance(own, Repeating):
                     own.stop()
+                if isinstance(own, FirstUse) and isinstance(feed := own.made(), KafkaFeed):
+                    feed.close()
             _stop_logging()
             sys.path[:] = path
             sys.modules.pop("main", None)

@@ -41,8 +41,8 @@ class Log:
         self.topic = f"wagers-{uuid.uuid4().hex[:12]}"
         self.group = group or f"group-{uuid.uuid4().hex[:12]}"
         self.partitions = partitions
-        self._producer = Producer({"bootstrap.servers": servers, "linger.ms": 0})
-        admin = AdminClient({"bootstrap.servers": servers})
+        self._producer = Producer({"bootstrap.servers": servers, "log_level": 2, "linger.ms": 0})
+        admin = AdminClient({"bootstrap.servers": servers, "log_level": 2})
         topics = [
             NewTopic(self.topic, partitions, 1),
             NewTopic(ev.dead_letter_topic(self.topic), 1, 1),

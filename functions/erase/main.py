@@ -61,6 +61,7 @@ from leaderboard.events import GDPR_EVENTS, WAGERS, Event, Id, PlayerErased, for
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.framework import served
 from leaderboard.hosts.http import Answer, Call, HttpApp, ProblemError, Route
+from leaderboard.hosts.readiness import Needs
 from leaderboard.hosts.repeating import Repeating
 from leaderboard.model import PlayerId, State, TournamentId
 from leaderboard.ports import Erasure, Outgoing
@@ -80,6 +81,7 @@ from leaderboard.settings import (
 from leaderboard.wiring import (
     engine_of,
     gateway_of,
+    let_in_by,
     record_of,
     requests_of,
     snapshots_of,
@@ -479,7 +481,10 @@ app = HttpApp(
     "erase",
     routes(ports, load_or_exit(EventSettings, os.environ), _deadline_ms),
     tokens=tokens,
-    ready={"redis": lambda: check(_client()), "kafka": lambda: _feed().check()},
+    ready=Needs(
+        {"redis": lambda: check(_client()), "kafka": lambda: _feed().check()},
+        stores={"database": let_in_by(_engine)},
+    ),
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )
 os.register_at_fork(after_in_child=follower.after_fork)

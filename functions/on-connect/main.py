@@ -54,6 +54,7 @@ from leaderboard.frames import for_part, in_part, part_of, top_frame
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.framework import served
 from leaderboard.hosts.http import ANY_ROLE, Answer, Call, HttpApp, ProblemError, Route
+from leaderboard.hosts.readiness import Needs
 from leaderboard.hosts.repeating import Repeating
 from leaderboard.model import TOP_VISIBLE, PlayerId, TournamentId, is_id
 from leaderboard.ports import (
@@ -79,7 +80,15 @@ from leaderboard.settings import (
     TombstoneSettings,
     load_or_exit,
 )
-from leaderboard.wiring import door_of, engine_of, gateway_of, record_of, tokens_of, way_in_of
+from leaderboard.wiring import (
+    door_of,
+    engine_of,
+    gateway_of,
+    let_in_by,
+    record_of,
+    tokens_of,
+    way_in_of,
+)
 
 TICKET_SECONDS: Final = 30
 RECORD_SECONDS: Final = 2.0
@@ -459,7 +468,7 @@ app = HttpApp(
     tokens=tokens,
     door=door_of(_client, _limits.failed_tokens, answer_seconds=2.0),
     client_address=_limits.client_address,
-    ready=_ready,
+    ready=Needs(_ready, stores={"database": let_in_by(_engine)}),
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )
 # The framework forks its workers after the import: each needs the thread, also before the first

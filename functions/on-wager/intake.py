@@ -16,6 +16,7 @@ from leaderboard.errors import Refusal, RefusedError, TransientError
 from leaderboard.events import WAGERS, TournamentScheduled
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.http import Answer, Call, HttpApp, Route
+from leaderboard.hosts.readiness import Needs
 from leaderboard.model import TournamentId
 from leaderboard.ports import Feed, Outgoing
 from leaderboard.reads import Tournaments
@@ -26,7 +27,7 @@ from leaderboard.settings import (
     RedisSettings,
     TokenSettings,
 )
-from leaderboard.wiring import engine_of, record_of, tokens_of
+from leaderboard.wiring import engine_of, let_in_by, record_of, tokens_of
 
 KNOWN_SECONDS: Final = 4.0
 """How long a wager waits for a tournament whose schedule may be on its way."""
@@ -93,7 +94,8 @@ def app_of(
 ) -> HttpApp:
     """The app; it connects with the first request."""
     client = FirstUse(lambda: connect(redis.url, BRIEF))
-    record = record_of(engine_of(database))
+    engine = engine_of(database)
+    record = record_of(engine)
     tournaments = FirstUse(lambda: Tournaments(lambda: RedisDirectory(client()), record))
     feed = FirstUse(lambda: KafkaFeed(kafka, timeout_seconds=5))
     made = FirstUse(lambda: WagerIntake(tournaments(), feed()))
@@ -107,8 +109,11 @@ def app_of(
         problems=frozenset({400, 422}),
         headers=dict.fromkeys(ATTRIBUTES, "Of the event, in binary mode."),
     )
-    ready = {
-        "redis or database": lambda: tournaments().check(lambda: check(client())),
-        "kafka": lambda: feed().check(),
-    }
+    ready = Needs(
+        {
+            "redis or database": lambda: tournaments().check(lambda: check(client())),
+            "kafka": lambda: feed().check(),
+        },
+        stores={"redis": lambda: check(client()), "database": let_in_by(engine)},
+    )
     return HttpApp(name, [route], tokens=tokens_of(tokens), ready=ready)

@@ -407,6 +407,7 @@ def intake() -> HttpApp:
     """The app of the way in over HTTP. Checks settings; connects with the first request."""
     from intake import app_of  # noqa: PLC0415 - HTTP's imports are a fifth of the other way's start
 
+    telemetry.log_json()
     return app_of(
         NAME,
         load(KafkaSettings, os.environ),

@@ -30,6 +30,7 @@ from leaderboard.hosts.files import StaticFiles, matches
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.framework import served
 from leaderboard.hosts.http import ANY_ROLE, STAFF, Answer, Call, HttpApp, Route
+from leaderboard.hosts.readiness import Needs
 from leaderboard.model import PlayerId, Standing, State, TournamentId, masked, percentile
 from leaderboard.ports import BoardView
 from leaderboard.reads import Reads, Seen
@@ -44,7 +45,7 @@ from leaderboard.settings import (
     TokenSettings,
     load_or_exit,
 )
-from leaderboard.wiring import door_of, engine_of, holdings_of, record_of, tokens_of
+from leaderboard.wiring import door_of, engine_of, holdings_of, let_in_by, record_of, tokens_of
 
 MAX_RADIUS = 50
 
@@ -372,7 +373,10 @@ app = HttpApp(
     tokens=tokens,
     door=door_of(_client, _limits.failed_tokens),
     client_address=_limits.client_address,
-    ready={"redis or database": lambda: reads().check(lambda: check(_client()))},
+    ready=Needs(
+        {"redis or database": lambda: reads().check(lambda: check(_client()))},
+        stores={"redis": lambda: check(_client()), "database": let_in_by(_engine)},
+    ),
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )
 

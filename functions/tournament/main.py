@@ -44,6 +44,7 @@ from leaderboard.fraud_rules import Parameters
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.hosts.framework import served
 from leaderboard.hosts.http import Answer, Call, HttpApp, ProblemError, Route
+from leaderboard.hosts.readiness import Needs
 from leaderboard.hosts.repeating import Repeating
 from leaderboard.model import Disposition, Offset, State, TournamentId
 from leaderboard.ports import Feed, Outgoing, Summary
@@ -57,7 +58,7 @@ from leaderboard.settings import (
     TokenSettings,
     load_or_exit,
 )
-from leaderboard.wiring import alerts_of, engine_of, record_of, revisions_of, tokens_of
+from leaderboard.wiring import alerts_of, engine_of, let_in_by, record_of, revisions_of, tokens_of
 
 SOURCE: Final = "/tournament"
 TIMER_TYPES: Final = ("io.leaderboard.timer.ticked.v1", "dev.knative.sources.ping")
@@ -442,10 +443,13 @@ app = HttpApp(
     "tournament",
     [*routes(ports, Once(replies), _timer_settings, floors), *queue.routes()],
     tokens=tokens,
-    ready={
-        "redis or database": lambda: _reads().check(lambda: check(_client())),
-        "kafka": lambda: _feed().check(),
-    },
+    ready=Needs(
+        {
+            "redis or database": lambda: _reads().check(lambda: check(_client())),
+            "kafka": lambda: _feed().check(),
+        },
+        stores={"redis": lambda: check(_client()), "database": let_in_by(_engine)},
+    ),
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )
 if _prewarm_settings.raised():

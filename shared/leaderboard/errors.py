@@ -3,6 +3,7 @@
     LeaderboardError
     ├── RefusedError            can never work: dead letter, or a 4xx problem over HTTP
     ├── TransientError          may work later: retried in place with back-off, 503 over HTTP
+    │   └── NotLetInError       it is there, and refuses what we have: not ready at the start
     ├── BoardBehindError        the board lost writes: replay the log from where it stands
     ├── ForeignLogError         the board belongs to another log (a topic made anew): stop
     ├── UnreadableTopicError    so much of a topic can't be read that the fault is ours: stop
@@ -53,6 +54,11 @@ class RefusedError(LeaderboardError):
 
 class TransientError(LeaderboardError):
     """A dependency is away or slow. Nothing was lost; the same call may work later."""
+
+
+class NotLetInError(TransientError):
+    """A dependency that is there and does not let us in: a wrong user, password or database in a
+    Secret. Transient all the same, as somebody may put that right on either side."""
 
 
 class BoardBehindError(LeaderboardError):

@@ -6,6 +6,7 @@ names a file that holds the value of `NAME` (a mounted secret).
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Mapping
@@ -128,10 +129,13 @@ class KafkaSettings(_Settings):
                     raise ValueError(told)
         return self
 
-    def client_config(self) -> dict[str, str | int | float | bool]:
-        """The part of a librdkafka configuration that says where and as whom."""
-        config: dict[str, str | int | float | bool] = {
+    def client_config(self) -> dict[str, Any]:
+        """The part of a client's configuration that says where and as whom, and to whom it tells
+        its troubles: as lines of its own they would be no JSON. A client that only asks is never
+        polled, so nobody fetches its lines: it has to be told to be silent (`log_level`)."""
+        config: dict[str, Any] = {
             "bootstrap.servers": self.bootstrap_servers,
+            "logger": logging.getLogger("librdkafka"),
             # After an outage nobody stays away for the 10 s that are the default.
             "reconnect.backoff.max.ms": 1_000,
             "security.protocol": self.security_protocol,

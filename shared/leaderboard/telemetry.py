@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -438,11 +440,43 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+BROKER_SECONDS: Final = 10.0
+_BROKER: Final = re.compile(r"([^\s/:\[\]]+:\d+)/(?:bootstrap|\d+)")
+
+
+class OncePerBroker(logging.Filter):
+    """Of what Kafka's client says of one broker, a line in ten seconds: it tries each one that is
+    away about once a second, and there are several clients in a process.
+
+    The line names the broker, and how many were left out since the last one."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._told: dict[str, float] = {}
+        self._left_out: dict[str, int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        found = _BROKER.search(record.getMessage())
+        # What names none is told by its kind, which the client puts first.
+        about = found[1] if found else record.getMessage().partition(" ")[0]
+        if self._clock() < self._told.get(about, -math.inf) + BROKER_SECONDS:
+            self._left_out[about] = self._left_out.get(about, 0) + 1
+            return False
+        self._told[about] = self._clock()
+        left_out = self._left_out.pop(about, 0)
+        record.fields = {"broker": found[1] if found else None, "left_out": left_out}
+        return True
+
+
 def log_json(level: int = logging.INFO) -> None:
     """Send this process's logs to standard error as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    client = logging.getLogger("librdkafka")
+    if not any(isinstance(one, OncePerBroker) for one in client.filters):
+        client.addFilter(OncePerBroker())
     for noisy in ("httpx", "httpcore", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

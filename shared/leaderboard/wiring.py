@@ -47,6 +47,17 @@ def engine_of(settings: DatabaseSettings) -> FirstUse[Engine]:
     return FirstUse(make)
 
 
+def let_in_by(engine: Callable[[], Engine]) -> Callable[[], None]:
+    """A check whether the record's database takes our credentials."""
+
+    def check() -> None:
+        from leaderboard.adapters import sql_engine  # noqa: PLC0415 - see above
+
+        sql_engine.check(engine())
+
+    return check
+
+
 def record_of(engine: Callable[[], Engine]) -> FirstUse[Record]:
     """The record, for who reads it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from leaderboard.stack.kafka_jars import KAFKA_VERSION
+from leaderboard.stack.nginx import nginx_program
+from leaderboard.stack.postgres import postgres_program
+from leaderboard.stack.process import StackError
 from leaderboard.stack.servers import redis_program
 from running import descendants
 
@@ -35,11 +39,31 @@ def versions() -> dict[str, str]:
     """Of everything that has a part in the figures."""
     found = {"python": platform.python_version(), "kafka": KAFKA_VERSION}
     found |= {name: version(name) for name in _PACKAGES}
-    program = redis_program()
-    if program is not None:
-        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
-        found["redis server"] = told.stdout.strip()
-    return found
+    return found | {name: _told_by(*command) for name, command in _servers().items()}
+
+
+def _servers() -> dict[str, tuple[str, str]]:
+    """Those that the local stack would start here, and what makes each tell its version."""
+    programs = {
+        "redis server": (redis_program(), "--version"),
+        "postgresql": (postgres_program("postgres"), "--version"),
+        "nginx": (_nginx(), "-v"),
+        "java": (shutil.which("java"), "-version"),
+    }
+    return {name: (path, word) for name, (path, word) in programs.items() if path is not None}
+
+
+def _nginx() -> str | None:
+    try:
+        return nginx_program()
+    except StackError:
+        return None
+
+
+def _told_by(program: str, word: str) -> str:
+    """The first line, whichever way it is written."""
+    told = subprocess.run([program, word], capture_output=True, text=True, check=True)
+    return (told.stdout or told.stderr).strip().splitlines()[0]
 
 
 @dataclass(frozen=True)

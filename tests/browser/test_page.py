@@ -143,7 +143,9 @@ def crowded(stack: RunningStack) -> Contest:
 
 def _contest(stack: RunningStack, players: int) -> Contest:
     bootstrap = stack.setting("KAFKA_BOOTSTRAP_SERVERS")
-    producer = Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random"})
+    producer = Producer(
+        {"bootstrap.servers": bootstrap, "log_level": 2, "partitioner": "murmur2_random"}
+    )
     contest = Contest(f"t-{uuid.uuid4().hex[:12]}", producer)
     contest.schedule("Friday Night Cup")
     contest.wagers((f"p{n}", 100 * (players + 1 - n)) for n in range(1, players + 1))

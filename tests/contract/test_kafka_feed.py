@@ -28,7 +28,7 @@ from leaderboard.codec import decode_kafka, encode_kafka
 from leaderboard.errors import TransientError
 from leaderboard.model import Cause, Offset, PlayerId, PositionChange, Score, TournamentId
 from leaderboard.ports import Outgoing
-from leaderboard.settings import KafkaSettings
+from leaderboard.settings import KafkaSettings, load
 from leaderboard.stack.process import LOOPBACK, free_port
 from leaderboard.stack.servers import KafkaServer
 from recording import kafka_settings
@@ -152,6 +152,27 @@ def test_without_a_broker_every_way_of_publishing_fails_in_time(
         feed.check()
 
 
+def test_without_a_client_every_way_of_publishing_says_so(tmp_path: Path, feeds: Feeds) -> None:
+    """The authority's file was sound when the process started, and is none now."""
+    authority = tmp_path / "ca.crt"
+    authority.write_text("-----BEGIN CERTIFICATE-----\nnothing of the kind\n")
+    given = {
+        "KAFKA_BOOTSTRAP_SERVERS": f"{LOOPBACK}:{free_port()}",
+        "KAFKA_SECURITY_PROTOCOL": "SSL",
+        "KAFKA_SSL_CA_LOCATION": str(authority),
+    }
+    feed = feeds(load(KafkaSettings, given), 0.8)
+    change = numbered_changes([1])[0]
+    for publish in (
+        lambda: feed.publish([Outgoing(ev.POSITION_CHANGES, event_of(change))]),
+        lambda: feed.publish_changes([change]),
+        lambda: feed.send([change_record(change)]),
+        feed.check,
+    ):
+        with pytest.raises(TransientError, match=r"Kafka: no client can be made.*ca\.location"):
+            publish()
+
+
 def numbered_changes(numbers: Iterable[int]) -> list[PositionChange]:
     name, player = TournamentId("t1"), PlayerId("p")
     return [
@@ -221,7 +242,7 @@ def numbered(topic: str, numbers: Iterable[int]) -> list[ev.Record]:
 
 
 def made(servers: str, topic: str) -> None:
-    admin = AdminClient({"bootstrap.servers": servers})
+    admin = AdminClient({"bootstrap.servers": servers, "log_level": 2})
     admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
 
 
@@ -338,7 +359,7 @@ def test_publish_works_again_after_the_broker_was_away(kafka: str, feeds: Feeds)
         TournamentId("t1"), PlayerId("p"), Offset(1), None, 1, Score(1), None, Cause("/s", "i"), 0
     )
     outgoing = [Outgoing(topic, event_of(change))]
-    known = AdminClient({"bootstrap.servers": kafka}).list_topics(timeout=10).topics
+    known = AdminClient({"bootstrap.servers": kafka, "log_level": 2}).list_topics(timeout=10).topics
     if topic not in known:
         with pytest.raises(TransientError):
             feed.publish(outgoing)

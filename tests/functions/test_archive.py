@@ -56,7 +56,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = KafkaServer(tmp_path_factory.mktemp("kafka"))
     try:
         server.start()
-        admin = AdminClient({"bootstrap.servers": server.bootstrap_servers})
+        admin = AdminClient({"bootstrap.servers": server.bootstrap_servers, "log_level": 2})
         wanted = [NewTopic(one, 2, 1) for one in TOPICS]
         wanted += [NewTopic(ev.dead_letter_topic(one), 1, 1) for one in TOPICS]
         for made in admin.create_topics(wanted).values():
@@ -146,7 +146,9 @@ def engine(url: str) -> Iterator[sa.Engine]:
 
 def send(servers: str, records: Sequence[Record]) -> None:
     """Produce in order, acknowledged."""
-    producer = Producer({"bootstrap.servers": servers, "partitioner": "murmur2_random"})
+    producer = Producer(
+        {"bootstrap.servers": servers, "log_level": 2, "partitioner": "murmur2_random"}
+    )
     for one in records:
         while True:
             try:

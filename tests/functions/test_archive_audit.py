@@ -49,7 +49,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = KafkaServer(tmp_path_factory.mktemp("kafka"))
     try:
         server.start()
-        admin = AdminClient({"bootstrap.servers": server.bootstrap_servers})
+        admin = AdminClient({"bootstrap.servers": server.bootstrap_servers, "log_level": 2})
         wanted = [NewTopic(one, 2, 1) for one in TOPICS]
         wanted += [NewTopic(ev.dead_letter_topic(one), 1, 1) for one in TOPICS]
         for made in admin.create_topics(wanted).values():
@@ -126,7 +126,7 @@ def archive(
 
 
 def producer_of(servers: str) -> Producer:
-    return Producer({"bootstrap.servers": servers, "partitioner": "murmur2_random"})
+    return Producer({"bootstrap.servers": servers, "log_level": 2, "partitioner": "murmur2_random"})
 
 
 def send(producer: Producer, record: Record) -> None:

@@ -570,7 +570,9 @@ def test_a_board_that_is_gone_holds_nothing_back_and_is_watched_when_it_is_back(
 
 def test_a_key_lies_in_the_partition_that_kafka_gives_it(kafka: str) -> None:
     log, landed = Log(kafka, partitions=7), {}
-    producer = Producer({"bootstrap.servers": kafka, "partitioner": "murmur2_random"})
+    producer = Producer(
+        {"bootstrap.servers": kafka, "log_level": 2, "partitioner": "murmur2_random"}
+    )
     keys = [f"tournament-{n}" * (1 + n % 3) + "é名"[: n % 3] for n in range(200)]
 
     def delivered(error: Any, message: Any) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from bench.machine import versions
 from bench.registry import BENCHES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,3 +50,15 @@ def test_a_name_that_there_is_not_is_told_with_those_that_there_are(tmp_path: Pa
     assert done.returncode == 2
     assert all(name in done.stderr for name in BENCHES)
     assert not (tmp_path / "bench.json").exists()
+
+
+def test_report_names_the_version_of_every_server_that_the_local_stack_starts() -> None:
+    told = versions()
+    for server, form in {
+        "kafka": r"\d+\.\d+",
+        "redis server": r"v=\d+\.\d+",
+        "postgresql": r"PostgreSQL\) \d+",
+        "nginx": r"nginx/\d+\.\d+",
+        "java": r'version "\d+',
+    }.items():
+        assert re.search(form, told[server]), f"{server}: {told.get(server)}"

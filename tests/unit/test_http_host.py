@@ -21,6 +21,7 @@ from leaderboard.errors import (
     BoardBehindError,
     ForbiddenError,
     NotFoundError,
+    NotLetInError,
     Refusal,
     RefusedError,
     TooManyError,
@@ -38,6 +39,7 @@ from leaderboard.hosts.http import (
     ProblemError,
     Route,
 )
+from leaderboard.hosts.readiness import Needs, Readiness
 from ports import KnownTokens
 
 ORIGIN = "https://play.example"
@@ -381,17 +383,75 @@ def test_health_and_metrics_are_open(client: Client) -> None:
     assert "leaderboard_request_seconds" in metrics.text
 
 
-def test_not_ready_names_the_dependency_and_not_where_it_is() -> None:
+def test_not_ready_names_the_dependency_and_the_reason_and_no_secret() -> None:
     def away() -> None:
-        raise TransientError("redis at 10.0.0.1")
+        raise TransientError("Redis: no way to redis://me:secret@10.0.0.1:6379\nsecret")
 
-    app = HttpApp("host", [], ready={"redis": away, "keys": lambda: None})
+    def broken() -> None:
+        raise ValueError("secret")
+
+    app = HttpApp("host", [], ready={"redis": away, "keys": lambda: None, "code": broken})
     response = _client(app).get("/readyz")
     assert response.status_code == 503
     assert response.get_json() == {
         "ready": False,
-        "dependencies": {"redis": "TransientError", "keys": "ready"},
+        "dependencies": {
+            "redis": "Redis: no way to redis://10.0.0.1:6379",
+            "keys": "ready",
+            "code": "ValueError",
+        },
     }
+
+
+def test_what_is_away_is_logged_once_a_change(caplog: pytest.LogCaptureFixture) -> None:
+    errors: list[Exception] = [TransientError("away"), TransientError("still"), NotLetInError("no")]
+    given = iter([*errors, None, TransientError("again")])
+
+    def check() -> None:
+        error = next(given)
+        if error is not None:
+            raise error
+
+    readiness = Readiness("host", {"redis": check})
+    with caplog.at_level("INFO", "leaderboard.hosts.readiness"):
+        told = [readiness.look()[0] for _ in range(5)]
+    assert told == [False, False, False, True, False]
+    said = [(one.getMessage(), getattr(one, "fields", {}).get("reason")) for one in caplog.records]
+    assert said == [
+        ("redis is not ready", "away"),
+        ("redis is not ready", "no"),
+        ("redis answers again", None),
+        ("redis is not ready", "again"),
+    ]
+
+
+def test_store_that_refuses_us_keeps_us_unready_and_one_that_is_away_does_not() -> None:
+    error: list[Exception | None] = [TransientError("away")]
+    asked: list[int] = []
+
+    def store() -> None:
+        asked.append(1)
+        if error[0] is not None:
+            raise error[0]
+
+    readiness = Readiness("host", Needs({"kafka": lambda: None}, {"database": store}))
+
+    def settled() -> tuple[bool, dict[str, str]]:
+        readiness.look()
+        before = len(asked)
+        readiness.ask_stores()
+        assert len(asked) >= before
+        return readiness.look()
+
+    assert settled() == (True, {"kafka": "ready"})
+    error[0] = NotLetInError("the database does not let us in")
+    expected = {"kafka": "ready", "database": "the database does not let us in"}
+    assert settled() == (False, expected)
+    error[0] = None
+    assert settled() == (True, {"kafka": "ready"})
+    error[0], count = NotLetInError("a password that was changed later"), len(asked)
+    assert settled() == (True, {"kafka": "ready"})
+    assert len(asked) == count, "who has let us in once is not asked again"
 
 
 def test_who_is_ready_prepares_for_callers_with_tokens_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,7 @@ def test_sasl_is_whole_and_goes_to_the_client_under_its_own_names(tmp_path: Path
     config = load(KafkaSettings, {**SASL, "KAFKA_SSL_CA_LOCATION": str(ca)}).client_config()
     assert config == {
         "bootstrap.servers": "a.example:9092,b.example:9093",
+        "logger": logging.getLogger("librdkafka"),
         "reconnect.backoff.max.ms": 1_000,
         "security.protocol": "SASL_SSL",
         "sasl.mechanism": "SCRAM-SHA-512",

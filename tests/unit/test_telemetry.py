@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import ast
+import json
+import logging
 import re
+import time
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Consumer, Producer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import REGISTRY
 
 from leaderboard import telemetry
 from leaderboard.cli.observability import PAGE, page
+from leaderboard.settings import KafkaSettings, load
+from leaderboard.stack.process import free_port
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "shared").rglob("*.py"), *(ROOT / "functions").rglob("*.py")])
@@ -117,3 +123,52 @@ def test_the_page_is_written_from_the_declarations() -> None:
     assert text == page(), "run `leaderboard observability`"
     for one in telemetry.METRICS.values():
         assert f"| `{one.exposed}` | {one.kind} |" in text
+
+
+def client_line(broker: str, reason: str = "Connection refused") -> logging.LogRecord:
+    """As Kafka's client writes it."""
+    said = f"[thrd:sasl_ssl://{broker}/bootstrap]: {broker}/bootstrap: Connect failed: {reason}"
+    args = ("FAIL", "rdkafka#producer-1", said)
+    return logging.LogRecord("librdkafka", logging.ERROR, "", 0, "%s [%s] %s", args, None)
+
+
+def test_of_each_broker_that_is_away_a_line_is_written_in_ten_seconds() -> None:
+    now = [0.0]
+    once = telemetry.OncePerBroker(lambda: now[0])
+    written = []
+    for second in range(25):
+        now[0] = float(second)
+        for broker in ("kafka-0:9093", "kafka-1:9093"):
+            line = client_line(broker)
+            if once.filter(line):
+                written.append((second, line.fields["broker"], line.fields["left_out"]))  # type: ignore[attr-defined]
+    assert written == [
+        (0, "kafka-0:9093", 0),
+        (0, "kafka-1:9093", 0),
+        (10, "kafka-0:9093", 9),
+        (10, "kafka-1:9093", 9),
+        (20, "kafka-0:9093", 9),
+        (20, "kafka-1:9093", 9),
+    ]
+
+
+def test_every_client_of_kafka_tells_its_troubles_in_our_log(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing on standard error by itself, which would be no JSON."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    monkeypatch.setattr(logging.getLogger("librdkafka"), "filters", [])
+    telemetry.log_json()
+    place = f"127.0.0.1:{free_port()}"
+    config = load(KafkaSettings, {"KAFKA_BOOTSTRAP_SERVERS": place}).client_config()
+    for client in (Producer(config), Consumer({**config, "group.id": "reads-only"})):
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            client.poll(0.1)
+        client.close()
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [(one["logger"], one["broker"]) for one in lines if one["broker"]] == [
+        ("librdkafka", place)
+    ]

@@ -7,7 +7,6 @@ nothing left and no failure has delivered everything, and costs no callback a re
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -185,7 +184,8 @@ class KafkaFeed:
         try:
             self._reporting_producer().producer.list_topics(timeout=2)
         except KafkaException as error:
-            raise TransientError(f"Kafka is away: {error}") from None
+            told = f"Kafka is away: {error.args[0].str()}"
+            raise TransientError(f"{told} ({self._settings.bootstrap_servers})") from None
 
     def close(self) -> None:
         """Let go of the brokers. What was not acknowledged may be lost."""
@@ -226,7 +226,7 @@ class KafkaFeed:
         alone, and readers would drop the first when it came again. Time is kept by `send`."""
         if self._silent is None:
             self._failures = []
-            self._silent = Producer(
+            self._silent = _producer(
                 {
                     **self._config(),
                     "delivery.report.only.error": True,
@@ -247,8 +247,6 @@ class KafkaFeed:
     def _config(self) -> dict[str, Any]:
         return {
             **self._settings.client_config(),
-            # Else the client writes lines of its own, which are no JSON, to standard error.
-            "logger": logging.getLogger("librdkafka"),
             "enable.idempotence": True,
             "partitioner": "murmur2_random",
             "linger.ms": 1,
@@ -260,7 +258,7 @@ class _Reporting:
     """A producer that tells each delivery; a thread of its own serves the reports."""
 
     def __init__(self, config: Mapping[str, object]) -> None:
-        self.producer = Producer(dict(config))
+        self.producer = _producer(dict(config))
         self._stopping = threading.Event()
         threading.Thread(target=self._serve, name="deliveries", daemon=True).start()
 
@@ -270,6 +268,15 @@ class _Reporting:
     def _serve(self) -> None:
         while not self._stopping.is_set():
             self.producer.poll(1.0)
+
+
+def _producer(config: dict[str, Any]) -> Producer:
+    """A client. Raises TransientError where none can be made: a file of TLS that was changed since
+    the start and is none now, or no thread or descriptor left."""
+    try:
+        return Producer(config)
+    except KafkaException as error:
+        raise TransientError(f"Kafka: no client can be made: {error.args[0].str()}") from None
 
 
 class _Pending:

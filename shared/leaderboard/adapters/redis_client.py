@@ -7,6 +7,7 @@ through here has to be harmless when it is done twice.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
 from redis.exceptions import (
     AskError,
+    AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
     ClusterError,
@@ -37,7 +39,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from leaderboard.errors import TransientError
+from leaderboard.errors import NotLetInError, TransientError
 
 CHECK_SECONDS: Final = 1.0
 _NOTHING: Final = object()
@@ -58,11 +60,15 @@ _AWAY: Final = (
     ReadOnlyError,  # the primary has just become a replica
     OutOfMemoryError,
 )
+_TELLING: Final = (RedisConnectionError, RedisTimeoutError)
+"""Their words are places and what the system says; others' may hold what was sent."""
 _AWAY_CODES: Final = frozenset(
     {"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF"}
     | {"NOREPLICAS", "OOM", "READONLY", "TRYAGAIN"}
 )
 """Errors inside a script reach us as plain ResponseErrors that start with their code."""
+_REFUSED: Final = re.compile("username-password|WRONGPASS|NOAUTH|Authentication required")
+"""A cluster's client tells in the words of another error why no seed let it in."""
 
 
 class _Cluster(RedisCluster):
@@ -182,7 +188,10 @@ def transient() -> Iterator[None]:
     except CrossSlotTransactionError:
         raise  # a bug of ours, although it descends from the cluster's troubles
     except _AWAY as error:
-        raise TransientError(f"Redis: {type(error).__name__}") from error
+        if isinstance(error, AuthenticationError) or _REFUSED.search(str(error)):
+            raise NotLetInError(f"Redis does not let us in: {error}") from error
+        told = f": {error}" if isinstance(error, _TELLING) else ""
+        raise TransientError(f"Redis: {type(error).__name__}{told}") from error
     except ResponseError as error:
         if str(error).partition(" ")[0] in _AWAY_CODES:
             raise TransientError(f"Redis: {str(error).partition(' ')[0]}") from error
@@ -328,6 +337,10 @@ def _ping(client: redis.Redis) -> None:
     try:
         connection.send_command("PING", check_health=False)
         connection.read_response()
+    except _TELLING as error:
+        place = f"{settings.get('host')}:{settings.get('port')}"
+        # Not all of them say whom they asked.
+        raise error if place in str(error) else type(error)(f"{error} ({place})") from None
     finally:
         connection.disconnect()
 

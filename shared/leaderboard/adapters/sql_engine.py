@@ -6,6 +6,7 @@ makes of the same calls. SQL Server's statements are compiled in tests and untri
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, array
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from leaderboard.errors import SettingsError, TransientError
+from leaderboard.errors import NotLetInError, SettingsError, TransientError
 
 CONNECT_SECONDS: Final = 5
 POOL_SIZE: Final = 4
@@ -28,6 +29,11 @@ _KEYS_AT_ONCE: Final = 500
 _RETRYABLE: Final = frozenset({"25006", "55P03", "57014", "57P01", "57P02", "57P03"})
 """PostgreSQL: read-only after a failover, locked, cancelled, shutting down or starting up."""
 _FORBIDDEN: Final = "42501"
+_REFUSED: Final = re.compile(
+    r'(password|\w+) authentication failed|(role|database) ".*" does not exist'
+    r"|no pg_hba\.conf entry|not permitted to log in|no password supplied|Login failed for user"
+)
+"""A connection that is refused comes without a state, only with words."""
 _TYPES: Final[dict[type[Any], str]] = {
     sa.Integer: "int4",
     sa.BigInteger: "int8",
@@ -116,6 +122,8 @@ def transient() -> Iterator[None]:
     except (OperationalError, InterfaceError, PoolTimeoutError) as error:
         if _is_lasting(error):
             raise
+        if _REFUSED.search(str(getattr(error, "orig", None) or "")):
+            raise NotLetInError(f"the database does not let us in: {_told(error)}") from None
         raise TransientError(f"the database is away: {_told(error)}") from None
     except DBAPIError as error:
         state = getattr(error.orig, "sqlstate", None)

@@ -26,6 +26,10 @@ class FirstUse(Generic[T]):
                     self._made.append(self._make())
         return self._made[0]
 
+    def made(self) -> T | None:
+        """What was made; None where nothing was yet."""
+        return self._made[0] if self._made else None
+
     def put(self, made: T) -> None:
         """Hand this out from now on: ports of a test, or of a stack in one process."""
         self._made[:] = [made]

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
 from leaderboard import telemetry
+from leaderboard.hosts.readiness import Readiness
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +44,8 @@ class HealthServer:
         alive: Callable[[], bool],
         ready: Mapping[str, Callable[[], object]],
     ) -> None:
-        self._name = name
         self._alive = alive
-        self._ready = ready
+        self._readiness = Readiness(name, ready)
         self._checking = threading.Lock()
         self._checked = _json(503, {"ready": False, "dependencies": {}})
         self._fresh_until = -1.0
@@ -89,19 +89,11 @@ class HealthServer:
         return _json(404, {"status": "not found"})
 
     def _readyz(self) -> tuple[int, str, bytes]:
-        state = {}
         with self._checking:
             # Probes that waited here for a slow check take its answer instead of piling up.
             if time.monotonic() < self._fresh_until:
                 return self._checked
-            for name, check in self._ready.items():
-                try:
-                    check()
-                    state[name] = "ready"
-                except Exception as error:  # noqa: BLE001 - whatever it is, it is not ready
-                    state[name] = type(error).__name__
-            ready = all(value == "ready" for value in state.values())
-            telemetry.READY.labels(self._name).set(int(ready))
+            ready, state = self._readiness.look()
             body = {"ready": ready, "dependencies": state}
             self._checked = _json(200 if ready else 503, body)
             fresh = FRESH_SECONDS if ready else NOT_READY_SECONDS

@@ -38,6 +38,7 @@ from leaderboard.errors import (
 )
 from leaderboard.hosts.collector import settle
 from leaderboard.hosts.framework import PROBLEM_TYPE, SAFE, problem_body
+from leaderboard.hosts.readiness import Check, Needs, Readiness
 
 MAX_BODY_BYTES: Final = 64 * 1024
 DISCARDED_BYTES: Final = 4 * 1024 * 1024
@@ -140,9 +141,10 @@ class HttpApp:
 
     `tokens` is called on the first authenticated request (the framework forks after import, so
     nothing may connect before). `ready` maps a dependency's name to a check that raises when it
-    is away. `origins` are the web origins whose pages may call. `door` counts for the routes that
-    have a limit. A client's address is the last element of X-Forwarded-For, appended by the proxy
-    before us, or the first, where that is a gateway's which overwrites the header."""
+    is away, or is `Needs`. `origins` are the web origins whose pages may call. `door` counts for
+    the routes that have a limit. A client's address is the last element of X-Forwarded-For,
+    appended by the proxy before us, or the first, where that is a gateway's which overwrites the
+    header."""
 
     def __init__(
         self,
@@ -150,7 +152,7 @@ class HttpApp:
         routes: Sequence[Route],
         *,
         tokens: Callable[[], Tokens] | None = None,
-        ready: Mapping[str, Callable[[], object]] | None = None,
+        ready: Mapping[str, Check] | Needs | None = None,
         origins: Sequence[str] = (),
         door: Door | None = None,
         client_address: Literal["first", "last"] = "last",
@@ -158,7 +160,8 @@ class HttpApp:
         self.name = name
         self.routes = (*routes, *self._own_routes())
         self._tokens = tokens
-        self._ready = dict(ready or {})
+        self._readiness = Readiness(name, ready or {})
+        self._looking = threading.Lock()
         self._origins = frozenset(origins)
         self._door = door
         self._client_address = client_address
@@ -288,18 +291,13 @@ class HttpApp:
         return Answer({"status": "alive"})
 
     def _readyz(self, call: Call) -> Answer:
-        away = {}
-        for name, check in self._ready.items():
-            try:
-                check()
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is not ready
-                away[name] = type(error).__name__
-        telemetry.READY.labels(self.name).set(0 if away else 1)
-        if not away and not self._is_prepared:
+        with self._looking:
+            is_ready, state = self._readiness.look()
+        if is_ready and not self._is_prepared:
             self._is_prepared = True
             threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
-        state = {name: away.get(name, "ready") for name in self._ready}
-        return Answer({"ready": not away, "dependencies": state}, status=503 if away else 200)
+        body = {"ready": is_ready, "dependencies": state}
+        return Answer(body, status=200 if is_ready else 503)
 
     def _prepare(self) -> None:
         """What the first caller with a token would wait for, and readiness does not need."""

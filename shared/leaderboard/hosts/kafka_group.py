@@ -345,8 +345,6 @@ def group_config(name: str, kafka: KafkaSettings, settings: ConsumerSettings) ->
         **kafka.client_config(),
         "group.id": settings.group_id or name,
         "group.protocol": settings.group_protocol,
-        # Else the client writes lines of its own, which are no JSON, to standard error.
-        "logger": logging.getLogger("librdkafka"),
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "earliest",

@@ -143,7 +143,8 @@ class TopicLogs:
         try:
             found = self._client.list_topics(topic, timeout=seconds).topics[topic]
         except KafkaException as error:
-            raise TransientError(f"Kafka is away: {error}") from None
+            told = f"Kafka is away: {error.args[0].str()}"
+            raise TransientError(f"{told} ({self._settings.bootstrap_servers})") from None
         if found.error is not None:
             raise TransientError(f"{topic}: {found.error}")
         return len(found.partitions)

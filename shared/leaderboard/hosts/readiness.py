@@ -1,0 +1,104 @@
+"""Whether a process can do its work, and what is said where it can't: the same for both hosts.
+
+A reason names where something was asked, and never a password: it is for the engineer who looks at
+`/readyz`, and stands in the log once for each change.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+from leaderboard import telemetry
+from leaderboard.errors import LeaderboardError, NotLetInError
+
+READY: Final = "ready"
+_USER: Final = re.compile(r"//[^/@\s]*@")
+_LONGEST: Final = 300
+logger = logging.getLogger(__name__)
+Check = Callable[[], object]
+"""Raises while a dependency is away."""
+
+
+class Needs(NamedTuple):
+    """What a process needs, by name.
+
+    `always` are asked each time, and all have to answer. `stores` are those that the process can
+    do without for a while: each is asked in the background until it has let us in once, and keeps
+    the process unready only where it refuses us (NotLetInError), as a wrong Secret is no outage.
+    Afterwards it is not asked again, so that a password changed later stops nobody who can go on.
+    Not in line with the rest, as the libraries of some would take a third of a start."""
+
+    always: Mapping[str, Check]
+    stores: Mapping[str, Check]
+
+
+class Readiness:
+    """Asks what the process called `name` needs, and tells each change once in the log. For one
+    thread at a time."""
+
+    def __init__(self, name: str, needs: Mapping[str, Check] | Needs) -> None:
+        self._name = name
+        always, stores = needs if isinstance(needs, Needs) else (needs, {})
+        self._needed, self._stores = dict(always), dict(stores)
+        self._refused: dict[str, str] = {}
+        self._told: dict[str, str] = {}
+        """Of what is away: the kind of error that was told last."""
+        self._asking: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def look(self) -> tuple[bool, dict[str, str]]:
+        """Whether all is well, and of each dependency `ready` or the reason why it is not."""
+        if self._stores and (self._asking is None or not self._asking.is_alive()):
+            self._asking = threading.Thread(target=self.ask_stores, name="stores", daemon=True)
+            self._asking.start()
+        state = {name: self._asked(name, check)[1] for name, check in self._needed.items()}
+        state.update(dict(self._refused))
+        is_ready = all(one == READY for one in state.values())
+        telemetry.READY.labels(self._name).set(int(is_ready))
+        return is_ready, state
+
+    def ask_stores(self) -> None:
+        """Once all that have not let us in yet. Blocks."""
+        for name, check in tuple(self._stores.items()):
+            error, reason = self._asked(name, check)
+            if isinstance(error, NotLetInError):
+                self._refused[name] = reason
+            else:
+                self._refused.pop(name, None)
+            if error is None:
+                del self._stores[name]
+
+    def _asked(self, name: str, check: Check) -> tuple[Exception | None, str]:
+        try:
+            check()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is not ready
+            reason = reason_of(error)
+            self._tell(name, type(error).__name__, reason)
+            return error, reason
+        self._tell(name, None, READY)
+        return None, READY
+
+    def _tell(self, name: str, kind: str | None, reason: str) -> None:
+        with self._lock:
+            before = self._told.get(name)
+            if before == kind:
+                return
+            if kind is None:
+                del self._told[name]
+                logger.info("%s answers again", name)
+                return
+            self._told[name] = kind
+        logger.warning("%s is not ready", name, extra=telemetry.fields(reason=reason))
+
+
+def reason_of(error: Exception) -> str:
+    """What may be told of an error: of ours all but users in addresses, of others only what kind
+    it is, as nobody knows what is in its words."""
+    if not isinstance(error, LeaderboardError):
+        return type(error).__name__
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return _USER.sub("//", said)[:_LONGEST]
