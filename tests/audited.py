@@ -20,13 +20,23 @@ from leaderboard.adapters.sql_witness import witness_of
 from leaderboard.audit.log import AuditLog
 from leaderboard.audit.notes import Signer
 from leaderboard.audit.reader import AuditReader
-from leaderboard.audit_accounts import Fault
+from leaderboard.audit_accounts import Fault, Report
+from leaderboard.audit_alerts import AlertCheck
+from leaderboard.audit_beside import AttemptCheck, CountedBeside, Forgotten
 from leaderboard.audit_boards import pages_of
-from leaderboard.audit_leaves import Leaves, Who, leaves_of, log_keys, who
+from leaderboard.audit_leaves import Leaves, LogKeys, Who, leaves_of, log_keys, who
 from leaderboard.audit_rebuild import Counted, Ends, PartitionRebuild, Scope
 from leaderboard.codec import data_as_kept, decode_kafka, encode_kafka
 from leaderboard.errors import Refusal, RefusedError
-from leaderboard.events import POSITION_CHANGES, WAGERS, PlayerErased, Record
+from leaderboard.events import (
+    CONNECTIONS,
+    FRAUD_ALERTS,
+    GDPR_EVENTS,
+    POSITION_CHANGES,
+    WAGERS,
+    PlayerErased,
+    Record,
+)
 from leaderboard.fold import LogEntry
 from leaderboard.model import (
     REMEMBERED_IDS,
@@ -37,13 +47,14 @@ from leaderboard.model import (
     erasure_id_of,
 )
 from leaderboard.ports import Board
-from leaderboard.record_ports import Ending, Input
+from leaderboard.record_ports import Ending, Input, Witness
 from logs import START_MS, TOMBSTONE_KEY
 
 ORIGIN = "tests.example/audit"
 LOG_ID = "wagers/topic-one/0"
 CHANGES_LOG_ID = "position-changes/topic-two/0"
 ALL = Offset(2**62)
+BESIDE = (CONNECTIONS, FRAUD_ALERTS, GDPR_EVENTS)
 
 
 @dataclass
@@ -65,7 +76,7 @@ class AuditedPlay:
         self.archive = SqlArchive(self.engine, TOMBSTONE_KEY, self.window, now_ms=lambda: START_MS)
         self.logs = {
             place: AuditLog.open(self.store(place), f"{ORIGIN}/{place}", self.signer)
-            for place in (Place(WAGERS, 0), Place(POSITION_CHANGES, 0))
+            for place in (Place(topic, 0) for topic in (WAGERS, POSITION_CHANGES, *BESIDE))
         }
         self.ended: dict[Who, Offset] = {}
 
@@ -117,6 +128,21 @@ class AuditedPlay:
         self.archive.keep_changes(place, CHANGES_LOG_ID, entries, Offset(self.told))
         self._append(place, CHANGES_LOG_ID, records, entries, {})
 
+    def keep(self, topic: str, entries: Sequence[LogEntry]) -> None:
+        """The next piece of a topic that stands beside the fold, into record and log."""
+        place, log_id = Place(topic, 0), f"{topic}/topic-three/0"
+        end = Offset(entries[-1].offset + 1)
+        keep = {
+            CONNECTIONS: self.archive.keep_attempts,
+            FRAUD_ALERTS: self.archive.keep_alerts,
+            GDPR_EVENTS: self.archive.forget,
+        }
+        keep[topic](place, log_id, entries, end)
+        self._append(place, log_id, [binary(one, topic) for one in entries], entries, {})
+        if topic == GDPR_EVENTS:
+            erased = [one.event.player_id for one in entries if one.event.player_id]
+            self.pseudonyms.destroy_beside(erased)
+
     def _append(
         self,
         place: Place,
@@ -156,6 +182,8 @@ class AuditedPlay:
     def entries(self, topic: str) -> list[bytes]:
         """The signed entries of a shard."""
         place = Place(topic, 0)
+        if self.logs[place].checkpoint is None:
+            return []
         reader = AuditReader.open(self.store(place), f"{ORIGIN}/{place}", self.signer.verifier)
         return list(reader.entries())
 
@@ -185,9 +213,33 @@ class AuditedPlay:
         return faults, partition.counted
 
 
-def binary(entry: LogEntry) -> Record:
+def compare_beside(
+    witness: Witness,
+    keys: LogKeys,
+    partition: PartitionRebuild,
+    entries: Mapping[str, Sequence[bytes]],
+    report: Report,
+    kept_since_ms: int = 0,
+) -> CountedBeside:
+    """What the command does when all of `wagers` is folded; `entries` of each topic."""
+    counted, forgotten = CountedBeside(), Forgotten()
+    forgotten.take(partition.replay.tournaments, partition.erased_names())
+    ends = {place.topic: at for place, (_, at) in witness.ends().items()}
+    forgotten.take_notices(Place(GDPR_EVENTS, 0), entries[GDPR_EVENTS])
+    attempts = AttemptCheck(witness, keys, forgotten, report, kept_since_ms)
+    end = ends.get(CONNECTIONS, Offset(0))
+    attempts.run(Place(CONNECTIONS, 0), entries[CONNECTIONS], end, counted)
+    attempts.finish()
+    alerts = AlertCheck(witness, keys, forgotten, report)
+    place = Place(FRAUD_ALERTS, 0)
+    alerts.take(place, entries[FRAUD_ALERTS], ends.get(FRAUD_ALERTS, Offset(0)))
+    alerts.run(partition.gone(), partition.suspects.found, counted)
+    return counted
+
+
+def binary(entry: LogEntry, topic: str = WAGERS) -> Record:
     """As nearly all come."""
-    plain = encode_kafka(entry.event, WAGERS)
+    plain = encode_kafka(entry.event, topic)
     return plain._replace(partition=0, offset=entry.offset, timestamp_ms=entry.logged_at_ms)
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from leaderboard import events as ev
 from leaderboard.errors import NotFoundError, TransientError
-from leaderboard.fraud_ports import Alert, AlertFilter, Alerts
+from leaderboard.fraud_ports import Alert, AlertFilter, Alerts, review_id
 from leaderboard.fraud_rules import RuleName
 from leaderboard.hosts.http import Answer, Call, ProblemError, Route
 from leaderboard.model import ERASED, PlayerId, TournamentId
@@ -160,9 +160,8 @@ class Queue:
             decided_by=call.authenticated().subject,
             **({} if reason is None else {"reason": reason}),
         )
-        # Later decisions about the same alert are other events.
         now_ms = _now_ms()
-        event = ev.Event(f"{alert.alert_id}/{decision}/{now_ms}", SOURCE, now_ms, data)
+        event = ev.Event(review_id(alert.alert_id, decision, now_ms), SOURCE, now_ms, data)
         self._feed().publish([Outgoing(ev.FRAUD_ALERTS, event)])
         self._wait_until_shown(alert.alert_id, decision, now_ms)
         answer = Reviewed(alert_id=alert.alert_id, decision=decision, disqualified=is_out)

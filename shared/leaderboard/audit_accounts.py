@@ -43,6 +43,8 @@ class People:
     names: dict[int, str | None] = field(default_factory=dict)
     erasure_ids: dict[int, str | None] = field(default_factory=dict)
     """By offset; what the record's inputs say, as their keys are gone."""
+    erased_names: dict[PlayerId, str] = field(default_factory=dict)
+    """Under which names erased players stand since."""
 
 
 class AccountCheck:
@@ -154,6 +156,8 @@ class AccountCheck:
             yield f"stands as {member.player_id}, and no mark is of that name"
         elif member.display_name is not None:
             yield "an erased player has a display_name"
+        elif mine is not None:
+            self._people.erased_names[mine] = PlayerId(member.player_id)
         if mine is not None:
             yield from unequal(
                 {

@@ -27,6 +27,7 @@ from leaderboard.audit_replay import (
     entry_of,
     said_by,
 )
+from leaderboard.audit_suspicions import Suspects
 from leaderboard.errors import LeaderboardError
 from leaderboard.events import POSITION_CHANGES, POSITION_SOURCE, WAGERS
 from leaderboard.model import REMEMBERED_IDS, Offset, Place, PlayerId, TournamentId
@@ -146,6 +147,8 @@ class PartitionRebuild:
         self._record: RecordCheck | None = None
         self._is_finished = False
         self._boards = BoardCheck(scope.pages, scope.witness, report)
+        self.suspects = Suspects()
+        """What the inputs give of suspicions, as far as the record goes; nothing without one."""
 
     def run(
         self,
@@ -195,6 +198,7 @@ class PartitionRebuild:
         self.counted.inputs += 1
         if self._record is not None and not self._is_finished:
             self._record.take(step)
+            self.suspects.take(step, self._record.fraud_rules)
         self._keep_change(step)
         if step.tournament is not None:
             self._boards.take(step.tournament, leaf.offset)
@@ -211,6 +215,7 @@ class PartitionRebuild:
         if self._record is None or self._is_finished:
             return
         self._is_finished = True
+        self.suspects.finish()
         self._record.finish(self.replay.tournaments, self._scope.is_expired)
         self.counted.record_inputs = self._record.inputs
 
@@ -218,6 +223,19 @@ class PartitionRebuild:
         if end is not None and shard.last < end - 1:
             what = f"ends at offset {shard.last}, the record has read to {end - 1}"
             self._report(Fault(f"{shard.place} of the log", what))
+
+    def erased_names(self) -> Mapping[tuple[TournamentId, PlayerId], str]:
+        """Under which name the record has an erased player, by tournament and pseudonym."""
+        return {} if self._record is None else self._record.erased_names()
+
+    def gone(self) -> set[TournamentId]:
+        """Tournaments that the record has let go of because of their age."""
+        known = set() if self._record is None else self._record.tournaments
+        return {
+            name
+            for name, refolded in self.replay.tournaments.items()
+            if name not in known and self._scope.is_expired(refolded)
+        }
 
     # changes
 

@@ -41,6 +41,10 @@ class RecordCheck:
         self._people: dict[TournamentId, People] = {}
         self.inputs = 0
         """Rows compared."""
+        self.fraud_rules: Any = None
+        """What the schedule that came last says of fraud rules: the log does not tell them."""
+        self.tournaments: set[TournamentId] = set()
+        """That the record has; after `finish`."""
 
     # inputs
 
@@ -102,6 +106,8 @@ class RecordCheck:
             if row.player_no is not None:
                 yield "names a player, and the event has none"
             yield from self._proved(row, step, self._keys.others)
+            if leaf.kind == "tournament.scheduled":
+                self.fraud_rules = _fraud_rules(row.data)
             return
         key = self._key_of(row)
         if key is None:
@@ -168,7 +174,7 @@ class RecordCheck:
         while (row := self._rows.head) is not None:
             self._input_fault(row, f"is in the record, and {self._place} of the log has no such")
             self._rows.pop()
-        known = set()
+        known = self.tournaments
         for account in self._witness.accounts(self._place.partition):
             known.add(account.tournament_id)
             refolded = tournaments.get(account.tournament_id)
@@ -184,6 +190,14 @@ class RecordCheck:
         for name, refolded in tournaments.items():
             if refolded.place == self._place and name not in known and not is_expired(refolded):
                 self._report(Fault(f"tournaments, {name}", "is missing in the record"))
+
+    def erased_names(self) -> dict[tuple[TournamentId, PlayerId], str]:
+        """Under which name the record has an erased player, by tournament and pseudonym."""
+        return {
+            (tournament_id, player): name
+            for tournament_id, people in self._people.items()
+            for player, name in people.erased_names.items()
+        }
 
     def changes(
         self, tournament_id: TournamentId, refolded: Refolded, told: Told, count: int, mark: int
@@ -289,6 +303,11 @@ def _hidden_data(row: InputRow, leaf: Leaf) -> Iterator[str]:
         yield "data has words that an erasure takes away"
     if data.get("wager", {"source": NOBODY, "id": NOBODY}) != {"source": NOBODY, "id": NOBODY}:
         yield "data names a wager that an erasure takes away"
+
+
+def _fraud_rules(data: str) -> Any:
+    rules = _field(data, "rules")
+    return rules.get("fraud") if isinstance(rules, dict) else None
 
 
 def _field(data: str, name: str) -> Any:

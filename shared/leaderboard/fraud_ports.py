@@ -1,15 +1,47 @@
 """What fraud detection asks for and is given, as roles beside those of `ports`, with their rules:
-calls block, are safe to repeat, and raise TransientError when the store is away.
+calls block, are safe to repeat, and raise TransientError when the store is away. And what is read
+from the evidence of an alert, by who keeps it and by who checks what was kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from math import isnan
+from typing import Any, Final, NamedTuple, Protocol
 
 from leaderboard.fraud import Piece, Watch
 from leaderboard.model import Offset, PlayerId, TournamentId
+
+NO_EVIDENCE: Final = "{}"
+"""Of a suspicion that names somebody who was forgotten."""
+_LARGEST: Final = 2**63 - 1
+_LONGEST_NAME: Final = 64
+
+
+def severity_hundredths(evidence: Mapping[str, Any]) -> int:
+    """Whatever an alert says: nobody's mistake in the topic may stop who keeps it."""
+    severity = evidence.get("severity")
+    if not isinstance(severity, int | float) or isnan(severity):
+        return 0
+    return round(max(min(severity, _LARGEST / 1000), 0) * 100)
+
+
+def sequence_in(evidence: Mapping[str, Any]) -> int:
+    """The offset that an alert is about; -1 where it says none."""
+    sequence = evidence.get("sequence")
+    return sequence if type(sequence) is int and 0 <= sequence <= _LARGEST else -1
+
+
+def partner_in(evidence: Mapping[str, Any]) -> str | None:
+    """Another player whom the evidence names."""
+    other = evidence.get("with_player_id")
+    return other[:_LONGEST_NAME] if isinstance(other, str) else None
+
+
+def review_id(alert_id: str, decision: str, at_ms: int) -> str:
+    """The id of a decision's event. Later ones about the same alert are other events."""
+    return f"{alert_id}/{decision}/{at_ms}"
 
 
 class Watched(NamedTuple):

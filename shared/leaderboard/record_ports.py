@@ -391,6 +391,45 @@ class FinalRow(NamedTuple):
     standing: StandingRow
 
 
+class AttemptRow(NamedTuple):
+    """A row of `connection_attempts`."""
+
+    offset: int
+    event_id: str
+    time_ms: int
+    tournament_id: str | None
+    player_id: str | None
+    allowed: bool
+    reason: str
+    address: str | None
+    user_agent: str | None
+
+
+class AlertRow(NamedTuple):
+    """A row of `fraud_alerts`."""
+
+    alert_id: str
+    tournament_id: TournamentId
+    sequence: int
+    rule: str
+    player_id: str
+    other_player_id: str | None
+    time_ms: int
+    severity_hundredths: int
+    evidence: str
+
+
+class ReviewRow(NamedTuple):
+    """A row of `fraud_reviews`."""
+
+    alert_id: str
+    tournament_id: TournamentId
+    decision: str
+    decided_by: str
+    decided_at_ms: int
+    reason: str | None
+
+
 class Witness(Protocol):
     """All that the record says, in one consistent view. Iterators stream, in the order named."""
 
@@ -427,8 +466,21 @@ class Witness(Protocol):
     def erasures(self, account: AccountRow) -> Sequence[tuple[int, str, int]]:
         """Offset, id of the request, and event time of the erasures applied, sorted."""
 
+    def attempts(self, partition: int) -> Iterator[AttemptRow]:
+        """Who asked for sockets, of a partition of `connections`, by offset."""
+
+    def alerts(self) -> Iterator[AlertRow]:
+        """All suspicions, by tournament and id."""
+
+    def reviews(self) -> Iterator[ReviewRow]:
+        """What was decided about suspicions, by tournament and id."""
+
     def key_of(self, tournament_id: TournamentId, player_id: PlayerId | str) -> PlayerKey | None:
         """The key behind a player's leaves in a tournament, None where there is none (any more)."""
+
+    def requests_of(self, tournament_id: TournamentId) -> Mapping[str, str]:
+        """Of every pseudonym in a tournament that has a key: the id that a request to forget its
+        player has."""
 
     def mark_of(self, tournament_id: TournamentId, player_id: str) -> bytes:
         """The mark that would keep a player out of a tournament."""

@@ -17,14 +17,16 @@ import pytest
 import sqlalchemy as sa
 
 from audited import ORIGIN, AuditedPlay
+from contract.test_audit_beside import attempted, reviewed
 from integration.test_f1 import read_results, round_events, season_schedule
+from leaderboard import events as ev
 from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.memory_board import MemoryBoard
 from leaderboard.adapters.sql_pseudonyms import SqlPseudonyms
 from leaderboard.audit.reader import AuditReader
 from leaderboard.audit.tree import leaf_hash
 from leaderboard.audit_leaves import decode
-from leaderboard.events import POSITION_CHANGES, WAGERS
+from leaderboard.events import CONNECTIONS, FRAUD_ALERTS, POSITION_CHANGES, WAGERS
 from leaderboard.fold import LogEntry
 from leaderboard.model import Offset, Place
 from leaderboard.record_ports import Head
@@ -339,6 +341,47 @@ def test_untouched_record_is_rebuilt_without_a_fault(audited: Audited) -> None:
     )
     alone = audited.run("rebuild", "--late", "0", "--log-only")
     assert (alone.returncode, "record:" in alone.stdout) == (0, False)
+
+
+@pytest.mark.parametrize(
+    "words", [["rebuild"], ["prove", "--source", "/tests", "--id", "e1", "--out", "proof"]]
+)
+def test_another_tombstone_key_is_said_to_be_one_and_no_fault_of_the_log(
+    audited: Audited, words: list[str]
+) -> None:
+    settings = {**audited.settings, "TOMBSTONE_KEY": TOMBSTONE_KEY.decode() + "x"}
+    done = command(["audit", *words], audited.folder, settings)
+    assert (done.returncode, done.stdout) == (2, ""), done.stdout
+    assert "TOMBSTONE_KEY: is not the key that the log" in done.stderr
+    # It takes more than one leaf with another id: that is a fault of the log, at its place.
+    assert audited.run(*words).returncode != 2
+
+
+def test_rows_beside_the_fold_are_compared_and_told(copied: Audited) -> None:
+    alert = ev.FraudSuspected(tournament_id=F1, player_id="x", rule="other", evidence={"n": 1})
+    suspicion = ev.Event(f"{F1}/9/other", ev.POSITION_SOURCE, START_MS, alert)
+    events = {
+        CONNECTIONS: [attempted(n, None if n % 3 else "ann") for n in range(20)],
+        FRAUD_ALERTS: [suspicion, reviewed(suspicion, "dismissed", 1, reason="a birthday")],
+    }
+    table = tables.connection_attempts
+    with engine_of(copied.settings["DATABASE_URL"], migrated=False) as engine:
+        play = AuditedPlay(
+            copied.folder / "log", engine, copied.play.board, signer=copied.play.signer
+        )
+        for topic, some in events.items():
+            play.keep(topic, [LogEntry(Offset(n), START_MS, one) for n, one in enumerate(some)])
+        done = copied.run("rebuild")
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        assert "beside: 20 connection attempts, 1 suspicions, 1 decisions" in done.stdout
+        with engine.begin() as c:
+            c.execute(sa.update(table).where(table.c.log_offset == 7).values(address="x"))
+        done = copied.run("rebuild")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (
+        1,
+        "fault: connection_attempts of connections/0 at offset 7: address or user_agent is not "
+        "what the log is committed to",
+    )
 
 
 def test_row_that_was_changed_by_hand_is_said_with_its_place(copied: Audited) -> None:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from audit_logs import ORIGIN, MemoryLogs, MemoryLogStore, auditor
 from leaderboard import events as ev
 from leaderboard import telemetry
+from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.sql_archive import SqlArchive
 from leaderboard.adapters.sql_pseudonyms import SqlPseudonyms
 from leaderboard.adapters.sql_record import SqlRecord
@@ -417,6 +418,28 @@ def test_record_that_was_set_back_destroys_again(scene: Scene, tmp_path: Path) -
     scene.tick()
     assert scene.keys() == {T: True}
     assert offsets(scene.leaves()) == [0, 1, 2]
+
+
+def test_record_that_was_set_back_under_us_is_told_again_how_far_the_log_is(scene: Scene) -> None:
+    """Nothing new comes: what the record has lost of it keys would wait for, for ever."""
+    scene.wagers(scheduled(0), scored(1, ALICE, 5), erased(2, ALICE))
+    scene.take(batch_in(POSITION_CHANGES, [change(0, ALICE, 1)]))
+    scene.tick()
+    table = tables.audit_heads
+    with scene.engine.begin() as connection:
+        before = connection.execute(sa.select(table).order_by(table.c.origin)).all()
+        connection.execute(sa.delete(table))
+    scene.boards.reached, scene.boards.changes_end = 2, 1
+    scene.tick()
+    with scene.engine.connect() as connection:
+        assert connection.execute(sa.select(table).order_by(table.c.origin)).all() == before
+    scene.tick()
+    assert scene.keys() == {T: True}
+    with scene.engine.begin() as connection:
+        connection.execute(sa.update(table).values(size=table.c.size - 1))
+    scene.tick()
+    with scene.engine.connect() as connection:
+        assert connection.execute(sa.select(table).order_by(table.c.origin)).all() == before
 
 
 # --- an append that broke off --------------------------------------------------------------------

@@ -117,7 +117,7 @@ PROMISES: Final = (
         "log, tiles, SQL rows and boards edited, dropped, reordered, cut and forked",
         "changes",
         [
-            *("test_tamper.py::*", "test_audit_rebuild.py::*"),
+            *("test_tamper.py::*", "test_audit_rebuild.py::*", "test_audit_beside.py::*"),
             "test_standing_check.py::test_what_was_tampered*",
         ],
     ),

@@ -26,6 +26,7 @@ CORE |= {"errors", "frames", "audit", "partitioning", "dead_letters", "record_po
 CORE |= {"audit_leaves", "callers", "repetitions"}
 CORE |= {"audit_replay", "audit_accounts", "audit_record", "audit_boards", "audit_rebuild"}
 CORE |= {"fraud", "fraud_rules", "fraud_ports"}
+CORE |= {"audit_suspicions", "audit_beside", "audit_alerts"}
 LEAVES = {"settings", "setting_values", "telemetry"}
 JOINING = {"door", "guard", "reads", "rebuild"}
 """What several functions make of several ports; they know no adapter."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from math import isnan
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -13,17 +12,21 @@ import sqlalchemy as sa
 from leaderboard import events as ev
 from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.sql_engine import among, insert, reading, update
-from leaderboard.adapters.sql_erasure import NO_EVIDENCE, NOBODY, marked
+from leaderboard.adapters.sql_erasure import NOBODY, marked
 from leaderboard.fold import LogEntry
-from leaderboard.fraud_ports import Alert, AlertFilter
+from leaderboard.fraud_ports import (
+    NO_EVIDENCE,
+    Alert,
+    AlertFilter,
+    partner_in,
+    sequence_in,
+    severity_hundredths,
+)
 from leaderboard.model import Offset, PlayerId, TournamentId, erased_name, tombstone
 
 _ALERT = tables.fraud_alerts.c
 _REVIEW = tables.fraud_reviews.c
 _LONGEST_ID: Final = 192
-_LARGEST: Final = 2**63 - 1
-_OTHER: Final = "with_player_id"
-"""Of the evidence: another player whom it names."""
 
 
 def keep_alerts(connection: sa.Connection, fresh: Sequence[LogEntry], key: bytes) -> int:
@@ -42,7 +45,11 @@ def keep_alerts(connection: sa.Connection, fresh: Sequence[LogEntry], key: bytes
     column = _ALERT.alert_id
     known = {one for (one,) in among(connection, sa.select(column), column, alerts)}
     new = {alert_id: one for alert_id, one in alerts.items() if alert_id not in known}
-    named = {str(name) for _, data in new.values() for name in (data.player_id, _other(data))}
+    named = {
+        str(name)
+        for _, data in new.values()
+        for name in (data.player_id, partner_in(data.evidence))
+    }
     forgotten = marked(connection, key, named)
     insert(
         connection,
@@ -60,16 +67,14 @@ def _row(
     forgotten: frozenset[str],
     key: bytes,
 ) -> tuple[Any, ...]:
-    player, other, evidence = data.player_id, _other(data), _text(data.evidence)
-    sequence = data.evidence.get("sequence")
+    player, other, evidence = data.player_id, partner_in(data.evidence), _text(data.evidence)
     if player in forgotten or other in forgotten:
         evidence, other = NO_EVIDENCE, None
     if player in forgotten:
         player = erased_name(tombstone(key, data.tournament_id, player))
     return (
-        alert_id, data.tournament_id,
-        sequence if type(sequence) is int and 0 <= sequence <= _LARGEST else -1, data.rule,
-        player, other, event.time_ms, _hundredths(data.evidence.get("severity")), evidence,
+        alert_id, data.tournament_id, sequence_in(data.evidence), data.rule, player, other,
+        event.time_ms, severity_hundredths(data.evidence), evidence,
     )  # fmt: skip
 
 
@@ -78,18 +83,6 @@ def _text(evidence: object) -> str:
         return json.dumps(evidence, allow_nan=False)
     except ValueError:
         return NO_EVIDENCE  # a number that no JSON has
-
-
-def _hundredths(severity: object) -> int:
-    """Whatever an alert says: nobody's mistake in the topic may stop who keeps it."""
-    if not isinstance(severity, int | float) or isnan(severity):
-        return 0
-    return round(max(min(severity, _LARGEST / 1000), 0) * 100)
-
-
-def _other(data: ev.FraudSuspected) -> str | None:
-    other = data.evidence.get(_OTHER)
-    return other[:64] if isinstance(other, str) else None
 
 
 def _keep_reviews(connection: sa.Connection, reviews: dict[str, tuple[Any, ...]]) -> None:

@@ -17,6 +17,7 @@ from leaderboard.adapters.sql_engine import among, insert, update
 from leaderboard.dead_letters import ids_in
 from leaderboard.events import Event
 from leaderboard.fold import event_key
+from leaderboard.fraud_ports import NO_EVIDENCE
 from leaderboard.model import erased_name, erasure_id_of, tombstone
 
 _KEPT: Final = frozenset(
@@ -27,8 +28,6 @@ _KEPT: Final = frozenset(
 NOBODY: Final = "erased"
 NO_HEADERS: Final = "{}"
 """Of a dead letter that named somebody; its value is gone as well."""
-NO_EVIDENCE: Final = "{}"
-"""Of a suspicion that names somebody."""
 _LOCK: Final = 5_318_010
 """Of PostgreSQL's advisory locks; the two before are of the months and the migrations."""
 _AT_ONCE: Final = 500

@@ -18,11 +18,14 @@ from leaderboard.model import Offset, Place, PlayerId, Score, TournamentId, eras
 from leaderboard.ranking import sign_of
 from leaderboard.record_ports import (
     AccountRow,
+    AlertRow,
+    AttemptRow,
     ChangeRow,
     FinalRow,
     Head,
     InputRow,
     MemberRow,
+    ReviewRow,
     StandingRow,
 )
 from leaderboard.terms import event_key_of
@@ -181,12 +184,47 @@ class SqlWitness:
         )
         return sorted((at, name, asked) for at, name, asked in self._stream(statement))
 
+    def attempts(self, partition: int) -> Iterator[AttemptRow]:
+        row = tables.connection_attempts.c
+        statement = (
+            sa.select(
+                row.log_offset, row.event_id, row.time_ms, row.tournament_id, row.player_id,
+                row.allowed, row.reason, row.address, row.user_agent,
+            )
+            .where(row.log_partition == partition)
+            .order_by(row.log_offset, row.month)
+        )  # fmt: skip
+        for one in self._stream(statement):
+            yield AttemptRow(*one)
+
+    def alerts(self) -> Iterator[AlertRow]:
+        row = tables.fraud_alerts.c
+        statement = sa.select(
+            row.alert_id, row.tournament_id, row.sequence, row.rule, row.player_id,
+            row.other_player_id, row.time_ms, row.severity_hundredths, row.evidence,
+        ).order_by(row.tournament_id, row.alert_id)  # fmt: skip
+        for one in self._stream(statement):
+            yield AlertRow(*one)
+
+    def reviews(self) -> Iterator[ReviewRow]:
+        row = tables.fraud_reviews.c
+        statement = sa.select(
+            row.alert_id, row.tournament_id, row.decision, row.decided_by, row.decided_at_ms,
+            row.reason,
+        ).order_by(row.tournament_id, row.alert_id)  # fmt: skip
+        for one in self._stream(statement):
+            yield ReviewRow(*one)
+
     def key_of(self, tournament_id: TournamentId, player_id: PlayerId | str) -> PlayerKey | None:
         place = tournament_id, str(player_id)
         if place not in self._keys:
             secret = self._secrets_of(tournament_id).get(erasure_id_of(self._key, str(player_id)))
             self._keys[place] = None if secret is None else player_key(secret)
         return self._keys[place]
+
+    def requests_of(self, tournament_id: TournamentId) -> Mapping[str, str]:
+        secrets = self._secrets_of(tournament_id)
+        return {player_key(secret).pseudonym: name for name, secret in secrets.items()}
 
     def mark_of(self, tournament_id: TournamentId, player_id: str) -> bytes:
         return tombstone(self._key, tournament_id, player_id)

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.progress import Progress
 
-from leaderboard.cli.audit_log import BROKEN, SHOWN_FAULTS, Faults, Logs, progress, said, witness_of
+from leaderboard.cli.audit_log import (
+    BROKEN,
+    SHOWN_FAULTS,
+    Faults,
+    Logs,
+    check_tombstone_key,
+    progress,
+    said,
+    witness_of,
+)
 from leaderboard.cli.audit_witness import cosign
 from leaderboard.cli.context import CommandError, checked_id, environment
 from leaderboard.errors import NoteError
@@ -221,7 +230,7 @@ def prove(
 ) -> int:
     """Write one file that proves one wager or one rank change, offline, with nothing but the
     public key."""
-    from leaderboard.audit_leaves import decode
+    from leaderboard.audit_leaves import decode, log_keys
     from leaderboard.cli.audit_proving import (
         Sought,
         find_change,
@@ -244,6 +253,8 @@ def prove(
     with _maybe_engine(settings) as engine, progress() as bar:
         wants_key = by_event or opening is not None
         key = load(TombstoneSettings, settings).bytes() if wants_key else b""
+        if wants_key:
+            check_tombstone_key(logs, log_keys(key))
         sought = Sought(logs, bar, engine, key)
         if entry is not None:
             place, index, reader = find_entry(sought, entry)

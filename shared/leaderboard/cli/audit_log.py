@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
     from leaderboard.audit.reader import AuditReader
     from leaderboard.audit.store import LogStore
     from leaderboard.audit_accounts import Fault
+    from leaderboard.audit_leaves import LogKeys
 
 SHOWN_FAULTS: Final = 100
 POLL_SECONDS: Final = 0.5
+LOOKED_AT: Final = 20
+"""Leaves of each shard by which a wrong TOMBSTONE_KEY is known."""
 BROKEN: Final = (LogCorruptError, NoteError, NotFoundError)
 """What is wrong with a log, or with a checkpoint of it."""
 
@@ -108,6 +112,46 @@ def last_offset(reader: AuditReader) -> int:
     from leaderboard.audit_leaves import decode
 
     return decode(reader.entry(reader.size - 1)).offset if reader.size else -1
+
+
+def check_tombstone_key(logs: Logs, keys: LogKeys) -> None:
+    """Raises SettingsError where this is not the key that the log was written with.
+
+    A position change's id follows from what its leaf says, so its keyed hash is known: of the
+    first ones of each shard one has to fit. A log without any is believed."""
+    from leaderboard.events import POSITION_CHANGES
+
+    looked_at = 0
+    for place in logs.places():
+        if place.topic != POSITION_CHANGES:
+            continue
+        try:
+            leaves = islice(logs.open(place).entries(), LOOKED_AT)
+            fit = [fits for raw in leaves if (fits := _fits(raw, keys)) is not None]
+        except BROKEN:
+            continue  # to be told by who reads it all
+        if any(fit):
+            return
+        looked_at += len(fit)
+    if looked_at:
+        raise SettingsError(
+            f"TOMBSTONE_KEY: is not the key that the log at AUDIT_LOG_URL was written with: none "
+            f"of {looked_at} position changes has the id that it gives"
+        )
+
+
+def _fits(raw: bytes, keys: LogKeys) -> bool | None:
+    """None: a leaf that proves nothing."""
+    from leaderboard.audit_leaves import LeafError, decode
+    from leaderboard.events import POSITION_SOURCE
+
+    try:
+        leaf = decode(raw)
+    except LeafError:
+        return None
+    if leaf.data is None or leaf.source != POSITION_SOURCE:
+        return None
+    return leaf.id == keys.id_of(leaf.source, f"{leaf.tournament_id}/{leaf.data.get('sequence')}")
 
 
 def _place_of(word: str) -> Place:

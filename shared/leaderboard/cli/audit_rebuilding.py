@@ -8,10 +8,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from leaderboard.cli.audit_log import BROKEN, Faults, Logs, progress, said
+from leaderboard.cli.audit_log import BROKEN, Faults, Logs, check_tombstone_key, progress, said
 from leaderboard.cli.context import CommandError, progress_console
 from leaderboard.errors import SettingsError, TransientError
-from leaderboard.events import POSITION_CHANGES, WAGERS
+from leaderboard.events import (
+    CONNECTIONS,
+    FRAUD_ALERTS,
+    GDPR_EVENTS,
+    POSITION_CHANGES,
+    WAGERS,
+)
 from leaderboard.model import Offset, Place, TournamentId
 from leaderboard.settings import (
     DatabaseSettings,
@@ -24,9 +30,11 @@ from leaderboard.settings import (
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from leaderboard.audit_beside import CountedBeside, Forgotten
     from leaderboard.audit_leaves import LogKeys
     from leaderboard.audit_rebuild import Counted, Ends, Scope
     from leaderboard.audit_replay import Refolded
+    from leaderboard.audit_suspicions import Suspected
     from leaderboard.ports import Board
     from leaderboard.record_ports import Witness
 
@@ -45,7 +53,14 @@ class _Work:
     keys: LogKeys | None = None
     board: Board | None = None
     expired_before_ms: int = 0
+    attempts_since_ms: int = 0
     known: set[TournamentId] = field(default_factory=set)
+    gone: set[TournamentId] = field(default_factory=set)
+    """That the record has let go of."""
+    is_whole: bool = True
+    """False where a shard could not be read to its end."""
+    forgotten: Forgotten | None = None
+    suspected: dict[tuple[TournamentId, int, str], Suspected] = field(default_factory=dict)
 
     def is_expired(self, refolded: Refolded) -> bool:
         """Whether the record may have let go of it."""
@@ -63,11 +78,12 @@ def rebuilt(
     shown: int,
 ) -> int:
     """The command; its exit code."""
+    from leaderboard.audit_beside import CountedBeside, Forgotten
     from leaderboard.audit_rebuild import Counted
 
     started, now_ms = time.monotonic(), time.time_ns() // 1_000_000
     work = _Work(logs, Faults(shown), now_ms - int(late_s * 1000), wait_s)
-    counted = Counted()
+    work.forgotten, counted, beside = Forgotten(), Counted(), CountedBeside()
     with ExitStack() as opened:
         if not log_only:
             opened.enter_context(_witnesses(settings, work, now_ms))
@@ -82,7 +98,10 @@ def rebuilt(
         if work.witness is not None and not partitions:
             for name in sorted(work.witness.changed().keys() - work.known):
                 work.faults.tell(f"position_changes of {name}: the log has no such tournament")
+            _compare_beside(work, ends, beside)
     _tell(work, counted, time.monotonic() - started)
+    if work.witness is not None and not partitions:
+        _tell_beside(beside)
     return work.faults.end()
 
 
@@ -106,8 +125,10 @@ def _witnesses(settings: Mapping[str, str], work: _Work, now_ms: int) -> Iterato
         raise SettingsError("DATABASE_URL: is missing; set it, or say --log-only")
     key = load(TombstoneSettings, settings).bytes()
     work.keys = log_keys(key)
-    days = policy_of(load(RetentionSettings, settings)).tournaments
-    work.expired_before_ms = now_ms - days * DAY_MS
+    check_tombstone_key(work.logs, work.keys)
+    policy = policy_of(load(RetentionSettings, settings))
+    work.expired_before_ms = now_ms - policy.tournaments * DAY_MS
+    work.attempts_since_ms = now_ms - policy.connection_attempts * DAY_MS
     engine = sql_engine.connect(load(DatabaseSettings, settings).url, pool_size=1)
     client = None
     if "REDIS_URL" in settings:
@@ -145,8 +166,13 @@ def _one(work: _Work, number: int, ends: Ends, bar: Progress) -> Counted:
             rebuild.run(inputs, changes, ends, lambda more: bar.advance(task, more))
         finally:
             work.known |= rebuild.replay.tournaments.keys()
+        if work.forgotten is not None:
+            work.forgotten.take(rebuild.replay.tournaments, rebuild.erased_names())
+        work.gone |= rebuild.gone()
+        work.suspected |= rebuild.suspects.found
     except (*BROKEN, AuditError) as error:
         work.faults.tell(f"partition {number}: {error}")
+        work.is_whole = False
         return Counted()
     finally:
         bar.remove_task(task)
@@ -165,6 +191,74 @@ def _scope_of(work: _Work, number: int, ends: Ends) -> tuple[Scope, tuple[int, i
     stand = [page.rows_sequence for found in pages.values() for page in found]
     scope = Scope(work.witness, work.keys, pages, work.late_before_ms, work.is_expired)
     return scope, (max(-1, (ends.inputs or 0) - 1, *stand), (ends.changes or 0) - 1)
+
+
+def _compare_beside(
+    work: _Work, ends: Mapping[Place, tuple[str, Offset]], counted: CountedBeside
+) -> None:
+    """What the record keeps beside its fold. Wants all partitions of `wagers` to be folded."""
+    from leaderboard.audit_alerts import AlertCheck
+    from leaderboard.audit_beside import AttemptCheck
+
+    if work.witness is None or work.keys is None or work.forgotten is None:
+        return
+    if not work.is_whole:
+        said("what stands beside the fold is not compared: not all of wagers can be read")
+        return
+    given = (work.witness, work.keys, work.forgotten, work.faults.put)
+    for place, end in _shards(work, GDPR_EVENTS, ends):
+        with _told_of(work, place):
+            work.forgotten.take_notices(place, _entries(work, place, end))
+    attempts = AttemptCheck(*given, work.attempts_since_ms)
+    for place, end in _shards(work, CONNECTIONS, ends):
+        with _told_of(work, place):
+            attempts.run(place, _entries(work, place, end), end, counted)
+    attempts.finish()
+    alerts = AlertCheck(*given)
+    for place, end in _shards(work, FRAUD_ALERTS, ends):
+        with _told_of(work, place):
+            alerts.take(place, _entries(work, place, end), end)
+    if work.is_whole:
+        alerts.run(work.gone, work.suspected, counted)
+
+
+def _shards(
+    work: _Work, topic: str, ends: Mapping[Place, tuple[str, Offset]]
+) -> list[tuple[Place, Offset]]:
+    """Every shard of a topic that the log or the record has, and up to where the record has it."""
+    places = sorted({one for one in (*work.logs.places(), *ends) if one.topic == topic})
+    return [(place, ends[place][1] if place in ends else Offset(0)) for place in places]
+
+
+def _entries(work: _Work, place: Place, end: Offset) -> Iterator[bytes]:
+    shard = work.logs.open_at(place, end - 1, work.wait_s)
+    return iter(()) if shard is None else shard.entries()
+
+
+@contextmanager
+def _told_of(work: _Work, place: Place) -> Iterator[None]:
+    """What makes a shard unreadable is a fault like others."""
+    from leaderboard.audit_rebuild import AuditError
+
+    try:
+        yield
+    except (*BROKEN, AuditError) as error:
+        work.faults.tell(f"{place}: {error}")
+        work.is_whole = False
+
+
+def _tell_beside(counted: CountedBeside) -> None:
+    said(
+        f"beside: {counted.attempts:,} connection attempts, {counted.alerts:,} suspicions, "
+        f"{counted.reviews:,} decisions"
+    )
+    if counted.alerts or counted.untold:
+        said(
+            f"of the suspicions the inputs give {counted.given:,} as well"
+            f"{f', and {counted.untold:,} that were not told' if counted.untold else ''}"
+        )
+    if counted.unproved:
+        said(f"{counted.unproved:,} rows beside say less than came: not proved to the byte")
 
 
 def _tell(work: _Work, counted: Counted, seconds: float) -> None:
