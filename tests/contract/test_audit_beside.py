@@ -63,11 +63,11 @@ def mixed(seed: int, length: int, erased: Sequence[str] = ("p1", "c0")) -> list[
         if not waiting[name]:
             del waiting[name]
     for name in TOURNAMENTS:
-        for player in erased:
+        for gone_player in erased:
             gone = ev.PlayerErased(
-                tournament_id=name, player_id=f"{name}-{player}", erasure_id="er-1"
+                tournament_id=name, player_id=f"{name}-{gone_player}", erasure_id="er-1"
             )
-            found.append(entry(3 * len(found), gone, event_id=f"gone-{name}-{player}"))
+            found.append(entry(3 * len(found), gone, event_id=f"gone-{name}-{gone_player}"))
     return found
 
 

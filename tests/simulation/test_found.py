@@ -215,6 +215,25 @@ FOUND: dict[str, Found] = {
             },
         ),
     ],
+    # Not mended but judged: who was told that it is under way asks again while Kafka is away, and
+    # gets an error. What that began waits for who repeats it, as the error says; nobody else does.
+    "request asked again while Kafka is away": [
+        ("erase", {"player_id": "eve"}),
+        (
+            "interrupt",
+            {
+                "name": "archive",
+                "index": 7,
+                "records": 2,
+                "after": 25,
+                "what": "cut_off",
+                "which": 2,
+            },
+        ),
+        ("look_after", {}),
+        ("take_away", {"what": "kafka", "seconds": 20.0}),
+        ("erase", {"player_id": "eve"}),
+    ],
     # An erasure after the end of someone who was never on the board changes its
     # sequence and no row, and no frame is sent for it.
     "erasure of a stranger after the end": [
