@@ -217,7 +217,7 @@ FOUND: dict[str, Found] = {
     ],
     # Not mended but judged: who was told that it is under way asks again while Kafka is away, and
     # gets an error. What that began waits for who repeats it, as the error says; nobody else does.
-    "request asked again while Kafka is away": [
+    "Kafka away as a request is asked again": [
         ("erase", {"player_id": "eve"}),
         (
             "interrupt",
