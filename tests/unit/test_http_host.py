@@ -39,7 +39,7 @@ from leaderboard.hosts.http import (
     ProblemError,
     Route,
 )
-from leaderboard.hosts.readiness import Needs, Readiness
+from leaderboard.hosts.readiness import START_SECONDS, Needs, Readiness
 from ports import KnownTokens
 
 ORIGIN = "https://play.example"
@@ -425,33 +425,63 @@ def test_what_is_away_is_logged_once_a_change(caplog: pytest.LogCaptureFixture) 
     ]
 
 
-def test_store_that_refuses_us_keeps_us_unready_and_one_that_is_away_does_not() -> None:
-    error: list[Exception | None] = [TransientError("away")]
-    asked: list[int] = []
+class Store:
+    """One that raises what it is told to, and a process that needs it."""
 
-    def store() -> None:
-        asked.append(1)
-        if error[0] is not None:
-            raise error[0]
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.asked = 0
+        self.now = 0.0
+        needs = Needs({"kafka": lambda: None}, {"database": self.ask})
+        self.readiness = Readiness("host", needs, lambda: self.now)
 
-    readiness = Readiness("host", Needs({"kafka": lambda: None}, {"database": store}))
+    def ask(self) -> None:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
 
-    def settled() -> tuple[bool, dict[str, str]]:
-        readiness.look()
-        before = len(asked)
-        readiness.ask_stores()
-        assert len(asked) >= before
-        return readiness.look()
+    def seen(self) -> tuple[bool, dict[str, str]]:
+        """What a look says after the store was asked."""
+        self.readiness.look()
+        self._settle()
+        told = self.readiness.look()
+        self._settle()
+        return told
 
-    assert settled() == (True, {"kafka": "ready"})
-    error[0] = NotLetInError("the database does not let us in")
-    expected = {"kafka": "ready", "database": "the database does not let us in"}
-    assert settled() == (False, expected)
-    error[0] = None
-    assert settled() == (True, {"kafka": "ready"})
-    error[0], count = NotLetInError("a password that was changed later"), len(asked)
-    assert settled() == (True, {"kafka": "ready"})
-    assert len(asked) == count, "who has let us in once is not asked again"
+    def _settle(self) -> None:
+        for one in threading.enumerate():
+            if one.name == "stores":
+                one.join(10)
+
+
+def test_store_that_refuses_us_at_the_start_keeps_us_unready_until_it_lets_us_in() -> None:
+    store = Store()
+    store.error = TransientError("away")
+    assert store.seen() == (True, {"kafka": "ready"})
+    store.error = NotLetInError("the database does not let us in")
+    unready = (False, {"kafka": "ready", "database": "the database does not let us in"})
+    assert store.seen() == unready
+    store.now = START_SECONDS + 1
+    assert store.seen() == unready
+    store.error = TransientError("away: that lets nobody in")
+    assert store.seen() == unready
+    store.error = None
+    assert store.seen() == (True, {"kafka": "ready"})
+    store.error, count = NotLetInError("a password that was changed later"), store.asked
+    assert store.seen() == (True, {"kafka": "ready"})
+    assert store.asked == count, "who has let us in once is not asked again"
+
+
+def test_store_that_comes_back_and_refuses_all_replicas_is_told_and_stops_none() -> None:
+    store = Store()
+    store.error = TransientError("away")
+    assert store.seen() == (True, {"kafka": "ready"})
+    store.now = START_SECONDS + 1
+    store.error = NotLetInError('database "leaderboard" does not exist')
+    told = {"kafka": "ready", "database": 'database "leaderboard" does not exist'}
+    assert store.seen() == (True, told)
+    store.error = None
+    assert store.seen() == (True, {"kafka": "ready"})
 
 
 def test_who_is_ready_prepares_for_callers_with_tokens_once() -> None:

@@ -7,8 +7,10 @@ A reason names where something was asked, and never a password: it is for the en
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
@@ -16,6 +18,8 @@ from leaderboard import telemetry
 from leaderboard.errors import LeaderboardError, NotLetInError
 
 READY: Final = "ready"
+START_SECONDS: Final = 30.0
+"""So long from the first look a store may refuse us and keep us unready by that."""
 _USER: Final = re.compile(r"//[^/@\s]*@")
 _LONGEST: Final = 300
 logger = logging.getLogger(__name__)
@@ -27,9 +31,11 @@ class Needs(NamedTuple):
     """What a process needs, by name.
 
     `always` are asked each time, and all have to answer. `stores` are those that the process can
-    do without for a while: each is asked in the background until it has let us in once, and keeps
-    the process unready only where it refuses us (NotLetInError), as a wrong Secret is no outage.
-    Afterwards it is not asked again, so that a password changed later stops nobody who can go on.
+    do without for a while: each is asked in the background until it has let us in once. One that
+    refuses us (NotLetInError) at the start keeps the process unready until it lets us in, as a
+    wrong Secret is no outage. One that was away then and refuses us later (it came back empty, with
+    other users) is only told: it refuses all replicas at once, and each of them can go on. Who has
+    let us in is not asked again, so that a password changed later stops nobody either.
     Not in line with the rest, as the libraries of some would take a third of a start."""
 
     always: Mapping[str, Check]
@@ -40,11 +46,21 @@ class Readiness:
     """Asks what the process called `name` needs, and tells each change once in the log. For one
     thread at a time."""
 
-    def __init__(self, name: str, needs: Mapping[str, Check] | Needs) -> None:
+    def __init__(
+        self,
+        name: str,
+        needs: Mapping[str, Check] | Needs,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._name = name
+        self._clock = clock
+        self._started_until = math.inf
         always, stores = needs if isinstance(needs, Needs) else (needs, {})
         self._needed, self._stores = dict(always), dict(stores)
         self._refused: dict[str, str] = {}
+        """Reasons of stores that refuse us."""
+        self._held_by: set[str] = set()
+        """Those of them that did so at the start."""
         self._told: dict[str, str] = {}
         """Of what is away: the kind of error that was told last."""
         self._asking: threading.Thread | None = None
@@ -52,12 +68,14 @@ class Readiness:
 
     def look(self) -> tuple[bool, dict[str, str]]:
         """Whether all is well, and of each dependency `ready` or the reason why it is not."""
+        if self._started_until == math.inf:
+            self._started_until = self._clock() + START_SECONDS
         if self._stores and (self._asking is None or not self._asking.is_alive()):
             self._asking = threading.Thread(target=self.ask_stores, name="stores", daemon=True)
             self._asking.start()
         state = {name: self._asked(name, check)[1] for name, check in self._needed.items()}
+        is_ready = all(one == READY for one in state.values()) and not self._held_by
         state.update(dict(self._refused))
-        is_ready = all(one == READY for one in state.values())
         telemetry.READY.labels(self._name).set(int(is_ready))
         return is_ready, state
 
@@ -67,10 +85,12 @@ class Readiness:
             error, reason = self._asked(name, check)
             if isinstance(error, NotLetInError):
                 self._refused[name] = reason
-            else:
+                if self._clock() < self._started_until:
+                    self._held_by.add(name)
+            elif error is None:
                 self._refused.pop(name, None)
-            if error is None:
-                del self._stores[name]
+                self._held_by.discard(name)
+                self._stores.pop(name, None)
 
     def _asked(self, name: str, check: Check) -> tuple[Exception | None, str]:
         try:
