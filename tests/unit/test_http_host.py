@@ -6,6 +6,7 @@ import io
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -482,6 +483,35 @@ def test_store_that_comes_back_and_refuses_all_replicas_is_told_and_stops_none()
     assert store.seen() == (True, told)
     store.error = None
     assert store.seen() == (True, {"kafka": "ready"})
+
+
+def test_probes_of_what_hangs_take_one_answer_and_do_not_pile_up() -> None:
+    came = threading.Semaphore(0)
+    goes_on = threading.Event()
+    asked: list[int] = []
+
+    def hangs() -> None:
+        asked.append(1)
+        goes_on.wait(10)
+        raise TransientError("away")
+
+    def clock() -> float:
+        now = time.monotonic()
+        came.release()
+        return now
+
+    readiness = Readiness("host", {"redis": hangs}, clock)
+    told: list[bool] = []
+    probes = [threading.Thread(target=lambda: told.append(readiness.look()[0])) for _ in range(8)]
+    for one in probes:
+        one.start()
+    for _ in range(len(probes) + 1):  # each when it came, and the start once
+        assert came.acquire(timeout=10)
+    goes_on.set()
+    for one in probes:
+        one.join(10)
+    assert told == [False] * len(probes)
+    assert len(asked) == 1
 
 
 def test_who_is_ready_prepares_for_callers_with_tokens_once() -> None:

@@ -161,7 +161,6 @@ class HttpApp:
         self.routes = (*routes, *self._own_routes())
         self._tokens = tokens
         self._readiness = Readiness(name, ready or {})
-        self._looking = threading.Lock()
         self._origins = frozenset(origins)
         self._door = door
         self._client_address = client_address
@@ -291,8 +290,7 @@ class HttpApp:
         return Answer({"status": "alive"})
 
     def _readyz(self, call: Call) -> Answer:
-        with self._looking:
-            is_ready, state = self._readiness.look()
+        is_ready, state = self._readiness.look()
         if is_ready and not self._is_prepared:
             self._is_prepared = True
             threading.Thread(target=self._prepare, name="prepare", daemon=True).start()

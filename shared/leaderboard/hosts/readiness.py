@@ -43,8 +43,8 @@ class Needs(NamedTuple):
 
 
 class Readiness:
-    """Asks what the process called `name` needs, and tells each change once in the log. For one
-    thread at a time."""
+    """Asks what the process called `name` needs, and tells each change once in the log. Safe for
+    several threads; one of them asks."""
 
     def __init__(
         self,
@@ -65,9 +65,23 @@ class Readiness:
         """Of what is away: the kind of error that was told last."""
         self._asking: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._looking = threading.Lock()
+        self._seen: tuple[bool, dict[str, str]] = (False, {})
+        self._seen_at = -math.inf
 
     def look(self) -> tuple[bool, dict[str, str]]:
-        """Whether all is well, and of each dependency `ready` or the reason why it is not."""
+        """Whether all is well, and of each dependency `ready` or the reason why it is not.
+
+        Who has waited here while another thread asked takes its answer: asking one after the other,
+        probes of a dependency that hangs would pile up and take every thread of the host."""
+        came_at = self._clock()
+        with self._looking:
+            if self._seen_at <= came_at:
+                self._seen = self._look()
+                self._seen_at = self._clock()
+            return self._seen
+
+    def _look(self) -> tuple[bool, dict[str, str]]:
         if self._started_until == math.inf:
             self._started_until = self._clock() + START_SECONDS
         if self._stores and (self._asking is None or not self._asking.is_alive()):
