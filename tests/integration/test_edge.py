@@ -215,6 +215,12 @@ NO_REQUESTS: Final[dict[str, tuple[bytes, int]]] = {
         f"POST {WAY} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n500\r\n".encode()
         + b"x" * 0x500 + b"\r\n0\r\n\r\n", 413
     ),
+    "chunks that are none, to no path": (
+        b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n", 400
+    ),
+    "those, by another method": (
+        b"POST /connect HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n", 400
+    ),
     "a line that is too long": (b"GET /?" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
     "no WebSocket": (b"GET /connect?ticket=secret HTTP/1.1\r\nHost: x\r\n\r\n", 426),
     "another coding": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
