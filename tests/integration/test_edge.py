@@ -223,6 +223,24 @@ NO_REQUESTS: Final[dict[str, tuple[bytes, int]]] = {
     ),
     "a line that is too long": (b"GET /?" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
     "no WebSocket": (b"GET /connect?ticket=secret HTTP/1.1\r\nHost: x\r\n\r\n", 426),
+    "no key of one": (
+        b"GET /connect?ticket=secret HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+        b"Connection: keep-alive, Upgrade\r\nSec-WebSocket-Version: 13\r\n\r\n", 426
+    ),
+    "no connection that changes": (
+        b"GET /connect?ticket=secret HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", 426
+    ),
+    "one of another version": (
+        b"GET /connect?ticket=secret HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+        b"Connection: Upgrade\r\nSec-WebSocket-Version: 8\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", 426
+    ),
+    "one of HTTP/1.0": (
+        b"GET /connect?ticket=secret HTTP/1.0\r\nHost: x\r\nUpgrade: websocket\r\n"
+        b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", 426
+    ),
     "another coding": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
     "another version": (b"GET / HTTP/3.0\r\nHost: x\r\n\r\n", 505),
 }  # fmt: skip
