@@ -433,11 +433,14 @@ class Store:
         self.error: Exception | None = None
         self.asked = 0
         self.now = 0.0
+        self.goes_on = threading.Event()
+        self.goes_on.set()
         needs = Needs({"kafka": lambda: None}, {"database": self.ask})
         self.readiness = Readiness("host", needs, lambda: self.now)
 
     def ask(self) -> None:
         self.asked += 1
+        self.goes_on.wait(10)
         if self.error is not None:
             raise self.error
 
@@ -471,6 +474,22 @@ def test_store_that_refuses_us_at_the_start_keeps_us_unready_until_it_lets_us_in
     store.error, count = NotLetInError("a password that was changed later"), store.asked
     assert store.seen() == (True, {"kafka": "ready"})
     assert store.asked == count, "who has let us in once is not asked again"
+
+
+def test_nobody_is_ready_before_a_store_could_refuse_us() -> None:
+    store = Store()
+    store.error = NotLetInError("a wrong Secret")
+    store.goes_on.clear()
+    threading.Timer(0.1, store.goes_on.set).start()
+    assert store.readiness.look() == (False, {"kafka": "ready", "database": "a wrong Secret"})
+
+
+def test_store_that_hangs_keeps_nobody_unready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leaderboard.hosts.readiness.FIRST_SECONDS", 0.01)
+    store = Store()
+    store.goes_on.clear()
+    assert store.readiness.look() == (True, {"kafka": "ready"})
+    store.goes_on.set()
 
 
 def test_store_that_comes_back_and_refuses_all_replicas_is_told_and_stops_none() -> None:

@@ -22,6 +22,8 @@ START_SECONDS: Final = 30.0
 """So long from the first look a store may refuse us and keep us unready by that."""
 _USER: Final = re.compile(r"//[^/@\s]*@")
 _LONGEST: Final = 300
+FIRST_SECONDS: Final = 4.0
+"""So long a look waits for what stores say, until the process was ready once: less than a probe."""
 logger = logging.getLogger(__name__)
 Check = Callable[[], object]
 """Raises while a dependency is away."""
@@ -36,7 +38,8 @@ class Needs(NamedTuple):
     wrong Secret is no outage. One that was away then and refuses us later (it came back empty, with
     other users) is only told: it refuses all replicas at once, and each of them can go on. Who has
     let us in is not asked again, so that a password changed later stops nobody either.
-    Not in line with the rest, as the libraries of some would take a third of a start."""
+    Nobody is ready before they were asked once: Knative gives a new revision everything as soon as
+    it is, and takes nothing back. Not in line with the rest, as one that hangs must not stop us."""
 
     always: Mapping[str, Check]
     stores: Mapping[str, Check]
@@ -55,6 +58,7 @@ class Readiness:
         self._name = name
         self._clock = clock
         self._started_until = math.inf
+        self._was_ready = False
         always, stores = needs if isinstance(needs, Needs) else (needs, {})
         self._needed, self._stores = dict(always), dict(stores)
         self._refused: dict[str, str] = {}
@@ -87,8 +91,12 @@ class Readiness:
         if self._stores and (self._asking is None or not self._asking.is_alive()):
             self._asking = threading.Thread(target=self.ask_stores, name="stores", daemon=True)
             self._asking.start()
+        waits_until = time.monotonic() + FIRST_SECONDS
         state = {name: self._asked(name, check)[1] for name, check in self._needed.items()}
+        if self._asking is not None and not self._was_ready:
+            self._asking.join(max(waits_until - time.monotonic(), 0.0))
         is_ready = all(one == READY for one in state.values()) and not self._held_by
+        self._was_ready = self._was_ready or is_ready
         state.update(dict(self._refused))
         telemetry.READY.labels(self._name).set(int(is_ready))
         return is_ready, state
