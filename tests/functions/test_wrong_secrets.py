@@ -66,9 +66,9 @@ def test_wrong_secret_of_redis_is_told(
 def once_in_the_log(dependency: str, text: str) -> None:
     assert SECRET not in text
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    said = [one for one in lines if one["message"] == f"{dependency} is not ready"]
-    assert len(said) == 1
-    assert "does not let us in" in said[0]["reason"]
+    reasons = [one["reason"] for one in lines if one["message"] == f"{dependency} is not ready"]
+    # On a busy machine it may have been away first.
+    assert len([one for one in reasons if "does not let us in" in one]) == 1
 
 
 def test_store_that_is_only_away_stops_nobody_who_has_another(redis_url: str) -> None:
