@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -19,12 +20,13 @@ from leaderboard.adapters.redis_client import (
     Rider,
     answer_of,
     ask,
+    check,
     connect,
     in_one_trip,
     may_ride,
 )
 from leaderboard.adapters.redis_scripts import Script
-from leaderboard.errors import TransientError
+from leaderboard.errors import NotLetInError, TransientError
 
 _numbers = count()
 ADD = "return redis.call('INCR', KEYS[1])"
@@ -177,3 +179,10 @@ def test_who_waits_longer_than_counting_may_take_does_not_ride(redis_url: str) -
     assert may_ride(connect(redis_url, BRIEF), 0.5)
     assert not may_ride(connect(redis_url, PATIENT), 2.0)
     assert not may_ride(redis.Redis.from_url(redis_url), 9.0)
+
+
+def test_database_that_there_is_not_lets_nobody_in(redis_url: str) -> None:
+    other: Any = connect(urlsplit(redis_url)._replace(path="/99999").geturl(), BRIEF)
+    with pytest.raises(NotLetInError, match="DB index"):
+        check(other)
+    other.close()

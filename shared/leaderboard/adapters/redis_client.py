@@ -67,8 +67,11 @@ _AWAY_CODES: Final = frozenset(
     | {"NOREPLICAS", "OOM", "READONLY", "TRYAGAIN"}
 )
 """Errors inside a script reach us as plain ResponseErrors that start with their code."""
-_REFUSED: Final = re.compile("username-password|WRONGPASS|NOAUTH|Authentication required")
-"""A cluster's client tells in the words of another error why no seed let it in."""
+_REFUSED: Final = re.compile(
+    "username-password|WRONGPASS|NOAUTH|Authentication required|DB index is out of range"
+)
+"""A cluster's client tells in the words of another error why no seed let it in; a database of a
+number that there is not is a plain error."""
 
 
 class _Cluster(RedisCluster):
@@ -193,6 +196,8 @@ def transient() -> Iterator[None]:
         told = f": {error}" if isinstance(error, _TELLING) else ""
         raise TransientError(f"Redis: {type(error).__name__}{told}") from error
     except ResponseError as error:
+        if _REFUSED.search(str(error)):
+            raise NotLetInError(f"Redis does not let us in: {error}") from error
         if str(error).partition(" ")[0] in _AWAY_CODES:
             raise TransientError(f"Redis: {str(error).partition(' ')[0]}") from error
         raise

@@ -32,6 +32,7 @@ _FORBIDDEN: Final = "42501"
 _REFUSED: Final = re.compile(
     r'(password|\w+) authentication failed|(role|database) ".*" does not exist'
     r"|no pg_hba\.conf entry|not permitted to log in|no password supplied|Login failed for user"
+    r"|permission denied for database|no such (database|user)|Cannot open database"
 )
 """A connection that is refused comes without a state, only with words."""
 _TYPES: Final[dict[type[Any], str]] = {
