@@ -26,7 +26,8 @@ from leaderboard.adapters import kafka_feed
 from leaderboard.adapters.kafka_feed import KafkaFeed, change_record
 from leaderboard.codec import decode_kafka, encode_kafka
 from leaderboard.errors import TransientError
-from leaderboard.model import Cause, Offset, PlayerId, PositionChange, Score, TournamentId
+from leaderboard.hosts.kafka_log import TopicLogs
+from leaderboard.model import Cause, Offset, Place, PlayerId, PositionChange, Score, TournamentId
 from leaderboard.ports import Outgoing
 from leaderboard.settings import KafkaSettings, load
 from leaderboard.stack.process import LOOPBACK, free_port
@@ -152,7 +153,8 @@ def test_without_a_broker_every_way_of_publishing_fails_in_time(
         feed.check()
 
 
-def test_without_a_client_every_way_of_publishing_says_so(tmp_path: Path, feeds: Feeds) -> None:
+@pytest.fixture
+def without_authority(tmp_path: Path) -> KafkaSettings:
     """The authority's file was sound when the process started, and is none now."""
     authority = tmp_path / "ca.crt"
     authority.write_text("-----BEGIN CERTIFICATE-----\nnothing of the kind\n")
@@ -161,7 +163,27 @@ def test_without_a_client_every_way_of_publishing_says_so(tmp_path: Path, feeds:
         "KAFKA_SECURITY_PROTOCOL": "SSL",
         "KAFKA_SSL_CA_LOCATION": str(authority),
     }
-    feed = feeds(load(KafkaSettings, given), 0.8)
+    return load(KafkaSettings, given)
+
+
+def test_without_a_client_every_way_of_asking_the_log_says_so(
+    without_authority: KafkaSettings,
+) -> None:
+    logs, place = TopicLogs(["wagers"], without_authority), Place("wagers", 0)
+    for ask in (
+        logs.check,
+        lambda: logs.log_id(place),
+        lambda: logs.span(place),
+        lambda: next(logs.before(place, Offset(1), 1)),
+    ):
+        with pytest.raises(TransientError, match=r"ca\.location"):
+            ask()
+
+
+def test_without_a_client_every_way_of_publishing_says_so(
+    without_authority: KafkaSettings, feeds: Feeds
+) -> None:
+    feed = feeds(without_authority, 0.8)
     change = numbered_changes([1])[0]
     for publish in (
         lambda: feed.publish([Outgoing(ev.POSITION_CHANGES, event_of(change))]),

@@ -68,8 +68,8 @@ class TopicLogs:
         self._log_ids.clear()
 
     def _ask_log_id(self, topic: str) -> str:
-        admin = AdminClient({**self._settings.client_config(), **SILENT})
         try:
+            admin = AdminClient({**self._settings.client_config(), **SILENT})
             cluster_id = admin.list_topics(topic, timeout=ASK_SECONDS).cluster_id
             if (cluster_id or "").startswith(IN_PROCESS_CLUSTER):
                 return f"{topic}/-"
@@ -101,16 +101,18 @@ class TopicLogs:
         start = max(self.low(place), end - count)
         if start >= end:
             return
-        reader = Consumer(
-            {
-                **self._settings.client_config(),
-                **SILENT,
-                "group.id": ASKING_GROUP,
-                "enable.auto.commit": False,
-                "enable.partition.eof": True,
-                "queued.max.messages.kbytes": LOOK_BACK_KIB,
-            }
-        )
+        config = {
+            **self._settings.client_config(),
+            **SILENT,
+            "group.id": ASKING_GROUP,
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "queued.max.messages.kbytes": LOOK_BACK_KIB,
+        }
+        try:
+            reader = Consumer(config)
+        except KafkaException as error:
+            raise TransientError(f"Kafka: no client can be made: {error.args[0].str()}") from None
         try:
             reader.assign([TopicPartition(*place, start)])
             while (message := reader.poll(ASK_SECONDS)) is not None:
