@@ -111,8 +111,8 @@ class TopicLogs:
         }
         try:
             reader = Consumer(config)
-        except KafkaException as error:
-            raise TransientError(f"Kafka: no client can be made: {error.args[0].str()}") from None
+        except KafkaException as told:
+            raise TransientError(f"Kafka: no client can be made: {told.args[0].str()}") from None
         try:
             reader.assign([TopicPartition(*place, start)])
             while (message := reader.poll(ASK_SECONDS)) is not None:
