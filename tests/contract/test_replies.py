@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import count
 
 import pytest
+import redis
 
 from leaderboard.adapters.redis_client import BRIEF, PATIENT, RedisClient, connect
 from leaderboard.adapters.redis_replies import KEPT_SECONDS, RedisReplies, key_of
@@ -92,6 +93,18 @@ def test_key_ends_by_itself_and_names_nobody(client: RedisClient, key: str) -> N
 def test_parts_of_a_request_are_told_apart() -> None:
     assert fingerprint_of("a", "b") != fingerprint_of("ab") != fingerprint_of("", "ab")
     assert len(ONE) == 64
+
+
+def test_redis_with_rights_of_an_older_version_is_transient(redis_url: str) -> None:
+    """An operator must be able to end a tournament before the rights are brought in, too."""
+    with redis.Redis.from_url(redis_url, protocol=2) as admin:
+        admin.acl_setuser("older", enabled=True, passwords=["+p"], commands=["+ping"], reset=True)
+        replies = RedisReplies(connect(redis_url.replace("redis://", "redis://older:p@"), BRIEF))
+        with pytest.raises(TransientError):
+            replies.begin("k", ONE)
+        with pytest.raises(TransientError):
+            replies.keep("k", ONE, ANSWER)
+        admin.acl_deluser("older")
 
 
 def test_redis_that_is_away_is_transient() -> None:
