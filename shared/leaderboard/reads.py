@@ -186,8 +186,9 @@ class Reads(Tournaments):
 
     def member(self, tournament_id: TournamentId, player_id: PlayerId) -> Member:
         """What board and record know of the player in a tournament that one of the two has; on a
-        board, who has a standing has joined. While one is away, what the other one knows. Raises
-        TransientError when both are."""
+        board, who has a standing has joined. While one is away, what the other one knows; then
+        nobody is said not to have joined, as it may be behind. Raises TransientError when both
+        are."""
         found = Member(has_joined=False, is_disqualified=False)
         away: list[TransientError] = []
         try:
@@ -203,7 +204,7 @@ class Reads(Tournaments):
             away.append(error)
         if len(away) == 2:
             raise away[0]
-        return found
+        return found._replace(has_joined=True) if away else found
 
     def ask_record(self) -> None:
         """Ask the record how far it is with what was read lately. A thread does it each second."""

@@ -175,8 +175,11 @@ def test_member_is_whom_either_of_the_two_knows(scene: Scene) -> None:
     assert scene.reads.member(T, BOB) == Member(has_joined=True, is_disqualified=False)
     scene.far.is_away = False
     wait_for(lambda: scene.reads.member(T, BOB).is_disqualified, 5)
+    assert not scene.reads.member(T, PlayerId("dave")).has_joined
     scene.near.is_away = True
-    assert scene.reads.member(T, CAROL) == Member(has_joined=False, is_disqualified=False)
+    # The record has not come as far as her join: that is no reason to say there is none.
+    assert scene.reads.member(T, CAROL) == Member(has_joined=True, is_disqualified=False)
+    assert scene.reads.member(T, BOB) == Member(has_joined=True, is_disqualified=True)
     scene.far.is_away = True
     with pytest.raises(TransientError):
         scene.reads.member(T, BOB)
