@@ -4,6 +4,7 @@ writes of a random log, by the same parts, and the log's files in a folder."""
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -220,9 +221,10 @@ def compare_beside(
     entries: Mapping[str, Sequence[bytes]],
     report: Report,
     kept_since_ms: int = 0,
+    late_since_ms: int = sys.maxsize,
 ) -> CountedBeside:
     """What the command does when all of `wagers` is folded; `entries` of each topic."""
-    counted, forgotten = CountedBeside(), Forgotten()
+    counted, forgotten = CountedBeside(), Forgotten(late_since_ms=late_since_ms)
     forgotten.take(partition.replay.tournaments, partition.erased_names())
     ends = {place.topic: at for place, (_, at) in witness.ends().items()}
     forgotten.take_notices(Place(GDPR_EVENTS, 0), entries[GDPR_EVENTS])

@@ -20,7 +20,10 @@ from leaderboard.audit_rebuild import leaves_in
 from leaderboard.audit_suspicions import Suspected
 from leaderboard.codec_writing import encode_data
 from leaderboard.fraud_ports import (
+    LONGEST_RULE,
+    LONGEST_WORDS,
     NO_EVIDENCE,
+    kept_text,
     partner_in,
     review_id,
     sequence_in,
@@ -93,7 +96,7 @@ class AlertCheck:
             if told.is_ours and told.leaf.tournament_id not in gone:
                 faults.put(Fault(f"fraud_alerts of {told.where}", "is missing in the record"))
         faults.end("fraud_alerts")
-        counted.untold = len(found) - counted.given
+        counted.untold = sum(name not in gone for name, _, _ in found) - counted.given
         faults = Few(self._report)
         for review in self._witness.reviews():
             self._compare_review(review, faults, counted)
@@ -125,7 +128,7 @@ class AlertCheck:
         given = found.get((tournament_id, sequence, rule))
         counted.given += given is not None and given.player == leaf.player
         where = f"fraud_alerts of {tournament_id}, {row.alert_id}"
-        put_all(faults, where, self._unlike_alert(row, leaf, given))
+        put_all(faults, where, self._unlike_alert(row, told, given, counted))
 
     def _told_of(self, alert_id: str) -> _Told | None:
         for source in self._sources:
@@ -134,11 +137,14 @@ class AlertCheck:
                 return told
         return None
 
-    def _unlike_alert(self, row: AlertRow, leaf: Leaf, given: Suspected | None) -> Iterator[str]:
+    def _unlike_alert(
+        self, row: AlertRow, told: _Told, given: Suspected | None, counted: CountedBeside
+    ) -> Iterator[str]:
+        leaf = told.leaf
         yield from unequal(
             {
                 "tournament_id": (row.tournament_id, leaf.tournament_id),
-                "rule": (row.rule, (leaf.data or {}).get("rule")),
+                "rule": (row.rule, _kept((leaf.data or {}).get("rule"), LONGEST_RULE)),
                 "time_ms": (row.time_ms, leaf.time_ms),
             }
         )
@@ -165,23 +171,31 @@ class AlertCheck:
                     ),
                 }
             )  # fmt: skip
-        elif row.evidence != NO_EVIDENCE:
-            yield (
-                "evidence is not what the log is committed to" if key is not None
-                else f"is of {row.player_id}, of whom there is no key"
-            )  # fmt: skip
+        elif row.evidence == NO_EVIDENCE:
+            yield from self._unlike_emptied(row, told, given, counted, is_named=key is not None)
+        elif key is None:
+            yield f"is of {row.player_id}, of whom there is no key"
+        elif told.is_ours:
+            yield "evidence is not what the log is committed to"
         else:
-            yield from self._unlike_emptied(row, leaf, given, is_named=key is not None)
+            counted.unproved += 1  # whoever wrote it may write data in another way
 
     def _unlike_emptied(
-        self, row: AlertRow, leaf: Leaf, given: Suspected | None, *, is_named: bool
+        self,
+        row: AlertRow,
+        told: _Told,
+        given: Suspected | None,
+        counted: CountedBeside,
+        *,
+        is_named: bool,
     ) -> Iterator[str]:
         """A row that an erasure has emptied: its player's, or of whom the evidence named."""
-        _, sequence, _ = _parts_of(row.alert_id)
-        yield from unequal({"sequence": (row.sequence, sequence)})
-        if given is not None and given.player == leaf.player:
-            pair = (row.severity_hundredths, given.severity_hundredths)
-            yield from unequal({"severity_hundredths": pair})
+        leaf, (_, sequence, _) = told.leaf, _parts_of(row.alert_id)
+        if told.is_ours:
+            yield from unequal({"sequence": (row.sequence, sequence)})
+        if given is None or given.severity_hundredths != row.severity_hundredths:
+            # Whoever told of it may have begun anew, and have known less of the player.
+            counted.unproved += 1
         if row.other_player_id is not None:
             yield "names whom an erasure takes away"
         forgotten, tournament_id = self._forgotten, row.tournament_id
@@ -216,15 +230,16 @@ class AlertCheck:
             {
                 "tournament_id": (row.tournament_id, leaf.tournament_id),
                 "decision": (row.decision, told.get("decision")),
-                "decided_by": (row.decided_by, told.get("decided_by")),
+                "decided_by": (row.decided_by, _kept(told.get("decided_by"), LONGEST_WORDS)),
                 "decided_at_ms": (row.decided_at_ms, leaf.time_ms),
             }
         )
         if row.reason == NOBODY and row.alert_id in self._emptied:
             return  # a reason may name anybody
         event_id = review_id(row.alert_id, str(told.get("decision")), leaf.time_ms)
-        if self._keys.id_of(leaf.source, event_id) != leaf.id:
-            counted.unproved += 1  # whoever wrote it numbers decisions in another way
+        if self._keys.id_of(leaf.source, event_id) != leaf.id or "\\x00" in (row.reason or ""):
+            # Whoever wrote it numbers decisions in another way; or the record keeps other words.
+            counted.unproved += 1
             return
         given = {name: getattr(row, name) for name in ("alert_id", "decision", "decided_by")}
         given |= {"tournament_id": row.tournament_id}
@@ -234,6 +249,10 @@ class AlertCheck:
         data = ev.FraudReviewed.model_construct(_fields_set=set(ordered), **ordered)
         if not is_committed(leaf, self._keys.others, event_id, [encode_data(data)]):
             yield "reason is not what the log is committed to"
+
+
+def _kept(text: object, most: int) -> object:
+    return kept_text(text, most) if isinstance(text, str) else text
 
 
 def _is_same(one: Leaf, other: Leaf) -> bool:

@@ -43,8 +43,9 @@ class RecordCheck:
         """Rows compared."""
         self.fraud_rules: Any = None
         """What the schedule that came last says of fraud rules: the log does not tell them."""
-        self.tournaments: set[TournamentId] = set()
-        """That the record has; after `finish`."""
+        self._accounts = witness.accounts(place.partition)
+        self.tournaments = {one.tournament_id for one in self._accounts}
+        """That the record has."""
 
     # inputs
 
@@ -64,6 +65,8 @@ class RecordCheck:
         for row in found:
             if row not in mine:
                 self._input_fault(row, "is not this tournament's event")
+        if not mine and step.tournament.tournament_id not in self.tournaments:
+            return  # `finish` tells of the whole tournament, unless it is old
         if not mine:
             where = f"inputs of {step.tournament.tournament_id} at offset {offset}"
             self._report(Fault(where, "is missing in the record"))
@@ -175,8 +178,7 @@ class RecordCheck:
             self._input_fault(row, f"is in the record, and {self._place} of the log has no such")
             self._rows.pop()
         known = self.tournaments
-        for account in self._witness.accounts(self._place.partition):
-            known.add(account.tournament_id)
+        for account in self._accounts:
             refolded = tournaments.get(account.tournament_id)
             if refolded is None or refolded.place.partition != self._place.partition:
                 where = f"tournaments, {account.tournament_id}"

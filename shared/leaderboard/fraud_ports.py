@@ -17,6 +17,9 @@ NO_EVIDENCE: Final = "{}"
 """Of a suspicion that names somebody who was forgotten."""
 _LARGEST: Final = 2**63 - 1
 _LONGEST_NAME: Final = 64
+LONGEST_RULE: Final = 64
+LONGEST_WORDS: Final = 512
+"""Of who decided, and why."""
 
 
 def severity_hundredths(evidence: Mapping[str, Any]) -> int:
@@ -36,7 +39,12 @@ def sequence_in(evidence: Mapping[str, Any]) -> int:
 def partner_in(evidence: Mapping[str, Any]) -> str | None:
     """Another player whom the evidence names."""
     other = evidence.get("with_player_id")
-    return other[:_LONGEST_NAME] if isinstance(other, str) else None
+    return kept_text(other, _LONGEST_NAME) if isinstance(other, str) else None
+
+
+def kept_text(text: str, most: int) -> str:
+    """As the record keeps it: no database keeps a zero in a text."""
+    return text.replace("\0", "\\x00")[:most]
 
 
 def review_id(alert_id: str, decision: str, at_ms: int) -> str:

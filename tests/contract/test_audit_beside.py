@@ -14,24 +14,28 @@ import pytest
 import sqlalchemy as sa
 
 from audited import BESIDE as TOPICS
-from audited import AuditedPlay, compare_beside
+from audited import LOG_ID, AuditedPlay, compare_beside
 from consuming import REMEMBERED
 from contract.test_audit_rebuild import PLACES, Told, named, other, row_of
 from hosting import hosted
 from leaderboard import events as ev
 from leaderboard.adapters import sql_schema as tables
 from leaderboard.adapters.memory_board import MemoryBoard
-from leaderboard.adapters.sql_witness import SqlWitness
+from leaderboard.adapters.sql_retention import POLICIES, Retention
+from leaderboard.adapters.sql_witness import SqlWitness, witness_of
 from leaderboard.audit_accounts import Fault
 from leaderboard.audit_beside import CountedBeside
 from leaderboard.audit_leaves import NOBODY
 from leaderboard.audit_rebuild import Ends, PartitionRebuild, Scope
+from leaderboard.audit_replay import Refolded
+from leaderboard.codec import encode_data
 from leaderboard.events import CONNECTIONS, FRAUD_ALERTS, GDPR_EVENTS, POSITION_CHANGES, WAGERS
 from leaderboard.fold import LogEntry
 from leaderboard.fraud_ports import NO_EVIDENCE, review_id
 from leaderboard.fraud_rules import RULES
 from leaderboard.model import Offset, Place, erasure_id_of
-from logs import START_MS, TOMBSTONE_KEY, entry
+from leaderboard.record_ports import Input
+from logs import START_MS, TOMBSTONE_KEY, ended, entry
 from plays import oracle_alerts, suspicious_log
 from records import DIALECTS, engine_of, fresh_database, loaded, moved
 
@@ -113,13 +117,13 @@ def reviewed(alert: ev.Event, decision: Any, number: int, **more: Any) -> ev.Eve
     return ev.Event(review_id(alert.id, decision, at_ms), "/tournament", at_ms, data)
 
 
-def attempted(number: int, player: str | None) -> ev.Event:
+def attempted(number: int, player: str | None, **more: Any) -> ev.Event:
     """As on-connect tells of one; of who is nobody, or was forgotten, no player."""
     data = ev.ConnectionDecided(
         tournament_id=None if number % 5 == 4 else TOURNAMENTS[0], player_id=player,
         allowed=player is not None, reason="allowed" if player else "no_ticket",
         address=None if number % 4 == 3 else f"192.0.2.{number % 250}",
-        user_agent=None if number % 7 == 6 else f"{player}'s browser é",
+        user_agent=None if number % 7 == 6 else f"{player}'s browser é", **more,
     )  # fmt: skip
     return ev.Event(f"attempt-{number}-{player}", "/on-connect", START_MS + number, data)
 
@@ -166,13 +170,17 @@ def audited(
 
 
 def found_by(
-    play: AuditedPlay, witness: SqlWitness, entries: Entries | None = None, **more: Any
+    play: AuditedPlay,
+    witness: SqlWitness,
+    entries: Entries | None = None,
+    is_expired: Callable[[Refolded], bool] = lambda one: False,
+    **more: Any,
 ) -> tuple[list[Fault], CountedBeside]:
     faults: list[Fault] = []
     entries = entries or entries_of(play)
     ends = witness.ends()
     upto = Ends(ends[Place(WAGERS, 0)][1], ends[Place(POSITION_CHANGES, 0)][1])
-    scope = Scope(witness, play.keys, {}, START_MS + 1)
+    scope = Scope(witness, play.keys, {}, START_MS + 1, is_expired)
     partition = PartitionRebuild(0, scope, faults.append, REMEMBERED)
     partition.run(entries[WAGERS], entries[POSITION_CHANGES], upto)
     counted = compare_beside(witness, play.keys, partition, entries, faults.append, **more)
@@ -313,6 +321,125 @@ def test_alert_of_another_writer_than_ours_is_compared_as_far_as_it_goes(
     assert (faults, counted.alerts, counted.given) == ([], 1, 0)
 
 
+def test_what_another_writer_says_beside_is_counted_and_not_called_wrong(play: AuditedPlay) -> None:
+    """The record keeps none of it, and its sequence need not be in the id."""
+    play.take(mixed(1, 30))
+    beside = Beside(play, 1)
+    told: dict[str, Any] = {"tournament_id": "t0", "rule": "other", "evidence": {"sequence": 4}}
+    for player in ("ann", "bea"):
+        data = ev.FraudSuspected(player_id=player, case="more", **told)
+        beside.keep(FRAUD_ALERTS, [ev.Event(f"of-{player}", "/somebody", START_MS, data)])
+    one = attempted(1, "ann", case="more")
+    beside.keep(CONNECTIONS, [one._replace(source="/somebody"), attempted(2, "ann")])
+    beside.notice(["bea"])
+    faults, counted = audited(play)
+    assert (faults, counted.alerts, counted.attempts, counted.unproved) == ([], 2, 2, 3)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_keys_that_were_drawn_after_the_record_was_looked_at_are_no_fault(
+    request: pytest.FixtureRequest, tmp_path: Path, dialect: str
+) -> None:
+    """`archive` has a batch in the record a moment before the log, which may meet a player for
+    the first time in it."""
+    log = mixed(1, 30)
+    with fresh_database(dialect, request, tmp_path) as url, engine_of(url) as engine:
+        play = AuditedPlay(
+            tmp_path / "log", engine, MemoryBoard(TOMBSTONE_KEY, REMEMBERED), REMEMBERED
+        )
+        play.take(log[:40])
+        late = [LogEntry(Offset(0), START_MS, attempted(1, "ann"))]
+        inputs = [Input(one, encode_data(one.event.data).decode()) for one in log[40:]]
+        play.fold.apply(0, LOG_ID, inputs, Offset(log[-1].offset + 1))
+        place = Place(CONNECTIONS, 0)
+        play.archive.keep_attempts(place, f"{CONNECTIONS}/topic-three/0", late, Offset(1))
+        with witness_of(engine, TOMBSTONE_KEY) as witness:
+            assert witness.ends()[place][1] == 1
+            play.take(log[40:])
+            play.keep(CONNECTIONS, late)
+            faults, counted = found_by(play, witness)
+        assert (faults, counted.attempts) == ([], 1)
+
+
+def test_emptied_suspicion_of_who_had_begun_anew_is_counted_and_not_called_wrong(
+    play: AuditedPlay, suspicions: Any
+) -> None:
+    """A watch that was lost knows less of its players: it may tell of the same, less severely."""
+    log = mixed(4, 60, erased=())
+    play.take(log)
+    beside = Beside(play, 1)
+    gone = {str(e.event.player_id) for e in log if type(e.event.data) is ev.PlayerErased}
+    alerts = oracle_alerts(suspicions, log).values()
+    one = next(a for a in alerts if a.player_id not in gone and not a.id.endswith("collusion"))
+    data = one.data.model_copy(update={"evidence": {**one.data.evidence, "severity": 77.7}})  # type: ignore[union-attr]
+    beside.keep(FRAUD_ALERTS, [one._replace(data=data)])
+    assert audited(play)[0] == []
+    beside.notice([str(one.player_id)])
+    faults, counted = audited(play)
+    assert (faults, counted.alerts, counted.unproved) == ([], 1, 1)
+
+
+def test_erasure_whose_notice_is_not_read_yet_is_no_fault(play: AuditedPlay) -> None:
+    """Of `archive`'s processes the one that has `gdpr-events` may be down for a while."""
+    log = mixed(1, 30, erased=())
+    play.take(log)
+    beside = Beside(play, 1)
+    gone = {str(e.event.player_id) for e in log if type(e.event.data) is ev.PlayerErased}
+    players = {str(e.event.player_id) for e in log if type(e.event.data) is ev.WagerPlaced}
+    player = min(players - gone)
+    beside.attempts([player])
+    at_ms, after = START_MS + 9_999, log[-1].offset + 1
+    erasure = ev.PlayerErased(tournament_id=player[:2], player_id=player, erasure_id="er-1")
+    play.take([entry(after, erasure, event_id="gone", time_ms=at_ms)])
+    assert audited(play)[0] == [], "the key tells who it was"
+    play.destroy_keys()
+    assert len(audited(play)[0]) == 1
+    assert len(audited(play, late_since_ms=at_ms + 1)[0]) == 1
+    assert audited(play, late_since_ms=at_ms)[0] == []
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_words_with_a_zero_are_kept_and_not_called_wrong(
+    request: pytest.FixtureRequest, tmp_path: Path, dialect: str
+) -> None:
+    """PostgreSQL takes none: whoever writes one must not stop who keeps them."""
+    with fresh_database(dialect, request, tmp_path) as url, engine_of(url) as engine:
+        play = AuditedPlay(
+            tmp_path / "log", engine, MemoryBoard(TOMBSTONE_KEY, REMEMBERED), REMEMBERED
+        )
+        play.take(mixed(1, 30))
+        beside = Beside(play, 1)
+        data = ev.FraudSuspected(
+            tournament_id="t0", player_id="ann", rule="o\0", evidence={"with_player_id": "b\0"}
+        )
+        one = ev.Event("theirs", "/somebody", START_MS, data)
+        beside.keep(FRAUD_ALERTS, [one, reviewed(one, "dismissed", 1, reason="a\0" * 256)])
+        faults, counted = audited(play)
+        assert (faults, counted.alerts, counted.reviews, counted.unproved) == ([], 1, 1, 2)
+
+
+def test_tournament_that_is_older_than_its_retention_is_no_fault(
+    play: AuditedPlay, suspicions: Any
+) -> None:
+    log = mixed(4, 60, erased=())
+    log.append(entry(log[-1].offset + 1, moved(ended(0), "t1", 0).event.data, event_id="over"))
+    play.take(log)
+    Beside(play, 1).keep(FRAUD_ALERTS, list(oracle_alerts(suspicions, log).values()))
+    with play.engine.begin() as connection:
+        table = tables.tournaments
+        connection.execute(sa.update(table).values(confirmed_at_ms=START_MS))
+        over_ms = connection.execute(
+            sa.select(table.c.over_at_ms).where(table.c.tournament_id == "t1")
+        ).scalar_one()
+    assert audited(play)[0] == []
+    now_ms = over_ms + 1 + POLICIES["default"].tournaments * 24 * 3_600_000
+    Retention(play.engine, POLICIES["default"], now_ms).apply()
+    faults, _ = audited(play, is_expired=lambda one: one.over_at_ms == over_ms)
+    assert faults == []
+    missing = [fault for fault in audited(play)[0] if fault.where.startswith("tournaments")]
+    assert [fault.what for fault in missing] == ["is missing in the record"]
+
+
 # --- changed by hand -----------------------------------------------------------------------------
 
 TAMPERED: Final = {
@@ -369,6 +496,8 @@ def test_edited_column_is_found_where_it_is(
 
         def edit(connection: sa.Connection, column: sa.Column[Any] = column) -> tuple[str, Any]:
             row = row_of(connection, table, chance)
+            while column.name == "severity_hundredths" and row.evidence == NO_EVIDENCE:
+                row = row_of(connection, table, chance)  # of those nothing proves it
             value = other(getattr(row, column.name), column, chance)
             connection.execute(
                 sa.update(table).where(named(table, row)).values({column.name: value})

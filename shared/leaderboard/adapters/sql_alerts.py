@@ -15,9 +15,12 @@ from leaderboard.adapters.sql_engine import among, insert, reading, update
 from leaderboard.adapters.sql_erasure import NOBODY, marked
 from leaderboard.fold import LogEntry
 from leaderboard.fraud_ports import (
+    LONGEST_RULE,
+    LONGEST_WORDS,
     NO_EVIDENCE,
     Alert,
     AlertFilter,
+    kept_text,
     partner_in,
     sequence_in,
     severity_hundredths,
@@ -38,9 +41,10 @@ def keep_alerts(connection: sa.Connection, fresh: Sequence[LogEntry], key: bytes
         if isinstance(data, ev.FraudSuspected):
             alerts.setdefault(event.id[:_LONGEST_ID], (event, data))
         elif isinstance(data, ev.FraudReviewed):
-            at, why = event.time_ms, data.reason
-            alert_id = data.alert_id[:_LONGEST_ID]
-            row = (alert_id, data.tournament_id, data.decision, data.decided_by, at, why)
+            at, decided_by = event.time_ms, kept_text(data.decided_by, LONGEST_WORDS)
+            why = None if data.reason is None else kept_text(data.reason, LONGEST_WORDS)
+            alert_id = kept_text(data.alert_id, _LONGEST_ID)
+            row = (alert_id, data.tournament_id, data.decision, decided_by, at, why)
             reviews[alert_id] = row
     column = _ALERT.alert_id
     known = {one for (one,) in among(connection, sa.select(column), column, alerts)}
@@ -73,8 +77,9 @@ def _row(
     if player in forgotten:
         player = erased_name(tombstone(key, data.tournament_id, player))
     return (
-        alert_id, data.tournament_id, sequence_in(data.evidence), data.rule, player, other,
-        event.time_ms, severity_hundredths(data.evidence), evidence,
+        alert_id, data.tournament_id, sequence_in(data.evidence),
+        kept_text(data.rule, LONGEST_RULE), player, other, event.time_ms,
+        severity_hundredths(data.evidence), evidence,
     )  # fmt: skip
 
 

@@ -14,7 +14,16 @@ from leaderboard.adapters.sql_engine import reading
 from leaderboard.audit_leaves import PlayerKey, player_key
 from leaderboard.events import WAGERS
 from leaderboard.fold import Terms
-from leaderboard.model import Offset, Place, PlayerId, Score, TournamentId, erasure_id_of, tombstone
+from leaderboard.model import (
+    ERASED,
+    Offset,
+    Place,
+    PlayerId,
+    Score,
+    TournamentId,
+    erasure_id_of,
+    tombstone,
+)
 from leaderboard.ranking import sign_of
 from leaderboard.record_ports import (
     AccountRow,
@@ -38,12 +47,19 @@ _OF = tables.tournaments.c
 
 
 class SqlWitness:
-    """`record_ports.Witness` over one transaction. `tombstone_key` is that of the record."""
+    """`record_ports.Witness` over one transaction. `tombstone_key` is that of the record.
 
-    def __init__(self, connection: sa.Connection, tombstone_key: bytes) -> None:
+    With `engine`, a key that the transaction does not see is looked for beside it: `archive` draws
+    keys for the log a moment after the record has the rows."""
+
+    def __init__(
+        self, connection: sa.Connection, tombstone_key: bytes, engine: sa.Engine | None = None
+    ) -> None:
         self._connection = connection
+        self._engine = engine
         self._key = tombstone_key
         self._secrets: dict[TournamentId, dict[str, bytes]] = {}
+        self._requests: dict[TournamentId, dict[str, str]] = {}
         self._keys: dict[tuple[TournamentId, str], PlayerKey | None] = {}
         self._changed: dict[TournamentId, int] | None = None
 
@@ -218,13 +234,31 @@ class SqlWitness:
     def key_of(self, tournament_id: TournamentId, player_id: PlayerId | str) -> PlayerKey | None:
         place = tournament_id, str(player_id)
         if place not in self._keys:
-            secret = self._secrets_of(tournament_id).get(erasure_id_of(self._key, str(player_id)))
+            request = erasure_id_of(self._key, str(player_id))
+            secret = self._secrets_of(tournament_id).get(request)
+            if secret is None and not player_id.startswith(ERASED):
+                secret = self._drawn_since(tournament_id, request)
             self._keys[place] = None if secret is None else player_key(secret)
         return self._keys[place]
 
+    def _drawn_since(self, tournament_id: TournamentId, request: str) -> bytes | None:
+        if self._engine is None:
+            return None
+        row = tables.pseudonym_keys.c
+        statement = sa.select(row.secret).where(
+            row.tournament_id == tournament_id, row.erasure_id == request
+        )
+        with reading(self._engine) as connection:
+            secret = connection.execute(statement).scalar()
+        return None if secret is None else bytes(secret)
+
     def requests_of(self, tournament_id: TournamentId) -> Mapping[str, str]:
-        secrets = self._secrets_of(tournament_id)
-        return {player_key(secret).pseudonym: name for name, secret in secrets.items()}
+        known = self._requests.get(tournament_id)
+        if known is None:
+            secrets = self._secrets_of(tournament_id)
+            known = {player_key(secret).pseudonym: name for name, secret in secrets.items()}
+            self._requests[tournament_id] = known
+        return known
 
     def mark_of(self, tournament_id: TournamentId, player_id: str) -> bytes:
         return tombstone(self._key, tournament_id, player_id)
@@ -233,6 +267,7 @@ class SqlWitness:
         """Nobody will ask for keys of these again: there may be millions of players."""
         for tournament_id in tournaments:
             self._secrets.pop(tournament_id, None)
+            self._requests.pop(tournament_id, None)
         gone = set(tournaments)
         self._keys = {place: key for place, key in self._keys.items() if place[0] not in gone}
 
@@ -257,7 +292,7 @@ class SqlWitness:
 def witness_of(engine: sa.Engine, tombstone_key: bytes) -> Iterator[SqlWitness]:
     """The record as it stands now, for as long as this is open."""
     with reading(engine) as connection:
-        yield SqlWitness(connection, tombstone_key)
+        yield SqlWitness(connection, tombstone_key, engine)
 
 
 def where_applied(

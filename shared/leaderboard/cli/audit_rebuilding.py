@@ -83,7 +83,8 @@ def rebuilt(
 
     started, now_ms = time.monotonic(), time.time_ns() // 1_000_000
     work = _Work(logs, Faults(shown), now_ms - int(late_s * 1000), wait_s)
-    work.forgotten, counted, beside = Forgotten(), Counted(), CountedBeside()
+    work.forgotten = Forgotten(late_since_ms=work.late_before_ms)
+    counted, beside = Counted(), CountedBeside()
     with ExitStack() as opened:
         if not log_only:
             opened.enter_context(_witnesses(settings, work, now_ms))
