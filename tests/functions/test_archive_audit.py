@@ -243,16 +243,28 @@ def test_store_that_is_away_is_waited_for(archive: Archive, servers: str) -> Non
 
 
 def is_locked(archive: Archive) -> bool:
-    """Whether somebody is in the middle of writing to a SQLite record."""
+    """Whether somebody is in the middle of a transaction of a SQLite record."""
     url = sa.engine.make_url(archive.database_url)
     if url.get_backend_name() != "sqlite":
         return False
     with closing(sqlite3.connect(url.database or "", timeout=0)) as connection:
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            # Who reads is in nobody's way, until somebody wants to commit.
+            connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError:
             return True
     return False
+
+
+def free_locks_of_who_sleeps(archive: Archive) -> None:
+    """As the stacks do for their roles, in less than their minute."""
+    url = sa.engine.make_url(archive.database_url)
+    if url.get_backend_name() == "postgresql":
+        setting = f'ALTER DATABASE "{url.database}" SET idle_in_transaction_session_timeout = 3000'
+        engine = connect(archive.database_url)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(setting)
+        engine.dispose()
 
 
 def test_two_processes_that_hand_over_sign_every_record_once(
@@ -265,6 +277,7 @@ def test_two_processes_that_hand_over_sign_every_record_once(
     for number in range(1, 20_000):
         send(producer, wager(t, number))
     assert producer.flush(60) == 0
+    free_locks_of_who_sleeps(archive)
     first = archive.start()
     wait_for(lambda: size_of(archive) > 2_000, READ_SECONDS)
     first.send_signal(signal.SIGSTOP)
