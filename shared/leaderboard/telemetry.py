@@ -445,21 +445,22 @@ _BROKER: Final = re.compile(r"([^\s/:\[\]]+:\d+)/(?:bootstrap|\d+)")
 
 
 class OncePerBroker(logging.Filter):
-    """Of what Kafka's client says of one broker, a line in ten seconds: it tries each one that is
-    away about once a second, and there are several clients in a process.
+    """Of what Kafka's client says of one broker, a line of each kind in ten seconds: it tries each
+    one that is away about once a second, and there are several clients in a process.
 
     The line names the broker, and how many were left out since the last one."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
-        self._told: dict[str, float] = {}
-        self._left_out: dict[str, int] = {}
+        self._told: dict[tuple[str, str], float] = {}
+        self._left_out: dict[tuple[str, str], int] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        found = _BROKER.search(record.getMessage())
-        # What names none is told by its kind, which the client puts first.
-        about = found[1] if found else record.getMessage().partition(" ")[0]
+        message = record.getMessage()
+        found = _BROKER.search(message)
+        # The client puts the kind first; another complaint of the same broker is news.
+        about = (found[1] if found else "", message.partition(" ")[0])
         if self._clock() < self._told.get(about, -math.inf) + BROKER_SECONDS:
             self._left_out[about] = self._left_out.get(about, 0) + 1
             return False

@@ -125,10 +125,12 @@ def test_the_page_is_written_from_the_declarations() -> None:
         assert f"| `{one.exposed}` | {one.kind} |" in text
 
 
-def client_line(broker: str, reason: str = "Connection refused") -> logging.LogRecord:
+def client_line(
+    broker: str, reason: str = "Connection refused", kind: str = "FAIL"
+) -> logging.LogRecord:
     """As Kafka's client writes it."""
     said = f"[thrd:sasl_ssl://{broker}/bootstrap]: {broker}/bootstrap: Connect failed: {reason}"
-    args = ("FAIL", "rdkafka#producer-1", said)
+    args = (kind, "rdkafka#producer-1", said)
     return logging.LogRecord("librdkafka", logging.ERROR, "", 0, "%s [%s] %s", args, None)
 
 
@@ -150,6 +152,13 @@ def test_of_each_broker_that_is_away_a_line_is_written_in_ten_seconds() -> None:
         (20, "kafka-0:9093", 9),
         (20, "kafka-1:9093", 9),
     ]
+
+
+def test_another_complaint_of_the_same_broker_is_told() -> None:
+    once = telemetry.OncePerBroker(lambda: 0.0)
+    assert once.filter(client_line("kafka-0:9093"))
+    assert once.filter(client_line("kafka-0:9093", kind="REQTMOUT"))
+    assert not once.filter(client_line("kafka-0:9093"))
 
 
 def test_every_client_of_kafka_tells_its_troubles_in_our_log(
