@@ -207,6 +207,10 @@ def _write(call: Call, ports: Ports, data: ev.Data) -> tuple[Written, Terms | No
     """What was written, and the terms that the fold makes of it as things stand."""
     event_id = call.headers.get(HEADER) or str(uuid.uuid4())
     event = ev.Event(event_id, SOURCE, _now_ms(), data)
+    if event_id.startswith(f"{event.tournament_id}/"):
+        # Or the timer's end, or a confirmed suspicion, would be taken for a repetition of this.
+        told = {"field": HEADER, "detail": "must not begin with the tournament's id and a slash"}
+        raise ProblemError(422, "Such ids are those of our own events.", errors=[told])
     return _put(event._replace(subject=event.player_id), ports)
 
 

@@ -490,6 +490,16 @@ def test_same_request_may_be_spelled_otherwise(stage: Stage) -> None:
     assert (first.status_code, again.data) == (202, first.data)
 
 
+@pytest.mark.parametrize("key", ["t1/ended", "t1/started", "t1/7/velocity"])
+def test_a_key_that_is_the_id_of_an_event_of_our_own_is_refused(stage: Stage, key: str) -> None:
+    """The timer's end would be taken for a repetition of it, and the tournament never ended."""
+    stage.post("", _body())
+    response = stage.post("/t1/start", Idempotency_Key=key)
+    assert response.status_code == 422
+    assert [one["field"] for one in response.get_json()["errors"]] == ["Idempotency-Key"]
+    assert stage.post("/t1/start", Idempotency_Key=key.replace("t1", "t2")).status_code == 202
+
+
 def test_key_of_a_request_that_was_refused_is_its_own(stage: Stage) -> None:
     stage.post("", _body())
     assert stage.post("/t1/adjustments", ADJUSTED, Idempotency_Key="k1").status_code == 409
