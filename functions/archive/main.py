@@ -13,6 +13,9 @@ and its board may go a day later: from then on the record alone answers.
 
 from __future__ import annotations
 
+import leaderboard.hosts.starting  # noqa: F401 - before all else: see there
+
+# isort: split
 import logging
 import os
 import sys

@@ -17,6 +17,9 @@ asks for the state looks again, and so does this function every ten seconds.
 
 from __future__ import annotations
 
+import leaderboard.hosts.starting  # noqa: F401 - before all else: see there
+
+# isort: split
 import logging
 import os
 import time
@@ -483,7 +486,7 @@ app = HttpApp(
     tokens=tokens,
     ready=Needs(
         {"redis": lambda: check(_client()), "kafka": lambda: _feed().check()},
-        stores={"database": let_in_by(_engine)},
+        stores={"database": let_in_by(_database_settings, _engine)},
     ),
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )

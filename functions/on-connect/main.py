@@ -15,6 +15,9 @@ Nobody who was forgotten gets in because the store has lost the request: see `is
 
 from __future__ import annotations
 
+import leaderboard.hosts.starting  # noqa: F401 - before all else: see there
+
+# isort: split
 import logging
 import os
 import secrets
@@ -468,7 +471,7 @@ app = HttpApp(
     tokens=tokens,
     door=door_of(_client, _limits.failed_tokens, answer_seconds=2.0),
     client_address=_limits.client_address,
-    ready=Needs(_ready, stores={"database": let_in_by(_engine)}),
+    ready=Needs(_ready, stores={"database": let_in_by(_database_settings, _engine)}),
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )
 # The framework forks its workers after the import: each needs the thread, also before the first

@@ -12,6 +12,9 @@ come again; readers drop what is not newer than what they have.
 
 from __future__ import annotations
 
+import leaderboard.hosts.starting  # noqa: F401 - before all else: see there
+
+# isort: split
 import math
 import os
 import sys

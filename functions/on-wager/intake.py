@@ -114,6 +114,6 @@ def app_of(
             "redis or database": lambda: tournaments().check(lambda: check(client())),
             "kafka": lambda: feed().check(),
         },
-        stores={"redis": lambda: check(client()), "database": let_in_by(engine)},
+        stores={"redis": lambda: check(client()), "database": let_in_by(database, engine)},
     )
     return HttpApp(name, [route], tokens=tokens_of(tokens), ready=ready)

@@ -13,6 +13,9 @@ posts a CloudEvent, it is checked the same way and produced to `wagers`; answere
 
 from __future__ import annotations
 
+import leaderboard.hosts.starting  # noqa: F401 - before all else: see there
+
+# isort: split
 import logging
 import os
 import sys

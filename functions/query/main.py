@@ -9,6 +9,9 @@ empty. What is held on a player they get by `export`.
 
 from __future__ import annotations
 
+import leaderboard.hosts.starting  # noqa: F401 - before all else: see there
+
+# isort: split
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -375,7 +378,10 @@ app = HttpApp(
     client_address=_limits.client_address,
     ready=Needs(
         {"redis or database": lambda: reads().check(lambda: check(_client()))},
-        stores={"redis": lambda: check(_client()), "database": let_in_by(_engine)},
+        stores={
+            "redis": lambda: check(_client()),
+            "database": let_in_by(_database_settings, _engine),
+        },
     ),
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )

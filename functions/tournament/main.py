@@ -16,6 +16,9 @@ suspects is decided here too, see `alerts`.
 
 from __future__ import annotations
 
+import leaderboard.hosts.starting  # noqa: F401 - before all else: see there
+
+# isort: split
 import os
 import time
 import uuid
@@ -452,7 +455,10 @@ app = HttpApp(
             "redis or database": lambda: _reads().check(lambda: check(_client())),
             "kafka": lambda: _feed().check(),
         },
-        stores={"redis": lambda: check(_client()), "database": let_in_by(_engine)},
+        stores={
+            "redis": lambda: check(_client()),
+            "database": let_in_by(_database_settings, _engine),
+        },
     ),
     origins=load_or_exit(OriginSettings, os.environ).origins(),
 )

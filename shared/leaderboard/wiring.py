@@ -47,10 +47,15 @@ def engine_of(settings: DatabaseSettings) -> FirstUse[Engine]:
     return FirstUse(make)
 
 
-def let_in_by(engine: Callable[[], Engine]) -> Callable[[], None]:
+def let_in_by(settings: DatabaseSettings, engine: Callable[[], Engine]) -> Callable[[], None]:
     """A check whether the record's database takes our credentials."""
 
     def check() -> None:
+        from leaderboard.adapters import sql_login  # noqa: PLC0415 - see above
+
+        if settings.url.startswith(sql_login.DRIVER):
+            sql_login.knock(settings.url)
+            return
         from leaderboard.adapters import sql_engine  # noqa: PLC0415 - see above
 
         sql_engine.check(engine())

@@ -181,3 +181,12 @@ def test_entry_of_every_function_is_named_like_its_folder() -> None:
             targets = node.targets if isinstance(node, ast.Assign) else []
             names |= {target.id for target in targets if isinstance(target, ast.Name)}
         assert names & {main.parent.name.replace("-", "_"), "consume"}, name_of(main)
+
+
+def test_every_function_lets_the_collector_rest_while_it_starts() -> None:
+    """What is imported before that is looked through for garbage again and again."""
+    for main in sorted((ROOT / "functions").glob("*/main.py")):
+        body = ast.parse(main.read_text(encoding="utf-8")).body
+        imports = [one for one in body if isinstance(one, ast.Import | ast.ImportFrom)]
+        first = next(one for one in imports if getattr(one, "module", "") != "__future__")
+        assert ast.unparse(first) == "import leaderboard.hosts.starting", name_of(main)

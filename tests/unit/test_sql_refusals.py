@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from leaderboard.adapters import sql_engine
-from leaderboard.errors import NotLetInError, TransientError
+from leaderboard.adapters import sql_engine, sql_login
+from leaderboard.errors import NotLetInError, SettingsError, TransientError
+from leaderboard.stack.process import free_port
 
 REFUSED = (
     'FATAL:  password authentication failed for user "archive"',
@@ -38,3 +39,20 @@ def test_who_is_refused_is_not_let_in(words: str) -> None:
 @pytest.mark.parametrize("words", AWAY)
 def test_who_is_away_has_refused_nobody(words: str) -> None:
     assert type(told_of(words)) is TransientError
+
+
+def test_who_knocks_where_nobody_is_finds_the_database_away() -> None:
+    with pytest.raises(TransientError, match="away") as told:
+        sql_login.knock(f"{sql_login.DRIVER}me:secret@127.0.0.1:{free_port()}/none")
+    assert type(told.value) is TransientError
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("rest", "reason"),
+    [("me:sec%zzret@127.0.0.1/x", "can't read"), ("me:secret@127.0.0.1/x?colour=red", "colour")],
+)
+def test_address_that_is_none_is_told_without_the_password(rest: str, reason: str) -> None:
+    with pytest.raises(SettingsError, match=reason) as told:
+        sql_login.knock(sql_login.DRIVER + rest)
+    assert "ret@" not in str(told.value)

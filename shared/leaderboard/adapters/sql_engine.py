@@ -6,7 +6,6 @@ makes of the same calls. SQL Server's statements are compiled in tests and untri
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,24 +16,16 @@ from sqlalchemy.dialects.postgresql import ARRAY, array
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from leaderboard.errors import NotLetInError, SettingsError, TransientError
+from leaderboard.adapters.sql_login import CONNECT_SECONDS, POSTGRESQL, away, told
+from leaderboard.errors import SettingsError, TransientError
 
-CONNECT_SECONDS: Final = 5
 POOL_SIZE: Final = 4
 """Connections that a process keeps; twice as many where all are at work."""
-STATEMENT_SECONDS: Final = 120
-"""The longest single statement is the final board of a million players."""
 SQLITE_WAIT_SECONDS: Final = 30
 _KEYS_AT_ONCE: Final = 500
 _RETRYABLE: Final = frozenset({"25006", "55P03", "57014", "57P01", "57P02", "57P03"})
 """PostgreSQL: read-only after a failover, locked, cancelled, shutting down or starting up."""
 _FORBIDDEN: Final = "42501"
-_REFUSED: Final = re.compile(
-    r'(password|\w+) authentication failed|(role|database) ".*" does not exist'
-    r"|no pg_hba\.conf entry|not permitted to log in|no password supplied|Login failed for user"
-    r"|permission denied for database|no such (database|user)|Cannot open database"
-)
-"""A connection that is refused comes without a state, only with words."""
 _TYPES: Final[dict[type[Any], str]] = {
     sa.Integer: "int4",
     sa.BigInteger: "int8",
@@ -62,17 +53,7 @@ def connect(url: str, *, pool_size: int = POOL_SIZE) -> sa.Engine:
     Raises SettingsError where its driver is not installed."""
     if url.startswith("sqlite"):
         return _sqlite(url, pool_size)
-    args: dict[str, Any] = {}
-    if url.startswith("postgresql"):
-        args = {
-            "connect_timeout": CONNECT_SECONDS,
-            "options": f"-c statement_timeout={STATEMENT_SECONDS}s -c timezone=UTC",
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 20_000,
-            "application_name": "leaderboard",
-        }
+    args = dict(POSTGRESQL) if url.startswith("postgresql") else {}
     try:
         return sa.create_engine(
             url,
@@ -123,27 +104,19 @@ def transient() -> Iterator[None]:
     except (OperationalError, InterfaceError, PoolTimeoutError) as error:
         if _is_lasting(error):
             raise
-        if _REFUSED.search(str(getattr(error, "orig", None) or "")):
-            raise NotLetInError(f"the database does not let us in: {_told(error)}") from None
-        raise TransientError(f"the database is away: {_told(error)}") from None
+        raise away(getattr(error, "orig", None) or error) from None
     except DBAPIError as error:
         state = getattr(error.orig, "sqlstate", None)
         if error.connection_invalidated or state in _RETRYABLE:
-            raise TransientError(f"the database is away: {_told(error)}") from None
+            raise TransientError(f"the database is away: {told(error.orig or error)}") from None
         if state == _FORBIDDEN or "invalid connection option" in str(error.orig):
-            raise SettingsError(f"DATABASE_URL: {_told(error)}") from None
+            raise SettingsError(f"DATABASE_URL: {told(error.orig or error)}") from None
         raise
 
 
 def _is_lasting(error: Exception) -> bool:
     """SQLite calls a table that is not there an operational error, too."""
     return isinstance(error, DBAPIError) and "no such table" in str(error.orig)
-
-
-def _told(error: Exception) -> str:
-    """The first line of it: the rest would show values."""
-    cause = getattr(error, "orig", None) or error
-    return (str(cause).strip().splitlines() or ["no reason given"])[0][:200]
 
 
 def check(engine: sa.Engine) -> None:

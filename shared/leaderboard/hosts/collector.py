@@ -6,12 +6,18 @@ through them all takes a tenth of a second, in which nobody is answered."""
 from __future__ import annotations
 
 import gc
+from typing import Final
+
+USUAL: Final = (700, 10, 10)
+"""Python's own thresholds."""
 
 
 def settle() -> None:
-    """Never look again at what is there now: it stays as long as the process."""
+    """Never look again at what is there now: it stays as long as the process. What comes from now
+    on is looked at as usual, also where the start was not (`starting`)."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*USUAL)
 
 
 def collect_rarely(after: int) -> None:

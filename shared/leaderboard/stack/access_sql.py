@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from leaderboard.adapters import sql_schema as tables
-from leaderboard.adapters.sql_engine import POOL_SIZE, STATEMENT_SECONDS
+from leaderboard.adapters.sql_engine import POOL_SIZE
+from leaderboard.adapters.sql_login import STATEMENT_SECONDS
 
 OWNER: Final = "migrate"
 DATABASE: Final = "leaderboard"
