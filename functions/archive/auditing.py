@@ -19,6 +19,7 @@ from typing import Final
 
 from leaderboard import telemetry
 from leaderboard.audit.log import AuditLog
+from leaderboard.audit.notes import Checkpoint
 from leaderboard.audit.store import LogStore
 from leaderboard.audit.tiles import TILE_WIDTH, bundle_path, decode_bundle
 from leaderboard.audit_leaves import (
@@ -76,16 +77,19 @@ class _Shard:
     store: LogStore
     log: AuditLog
     leaves: Leaves
-    next_offset: Offset | None
-    """Behind the last leaf; None in an empty log."""
+    signed: tuple[Checkpoint, Offset] | None
+    """What was signed last, and the offset behind its last leaf; None in an empty log. Put as one:
+    who looks at heads and keys is another thread, and looks while a batch is being signed."""
+
+    @property
+    def next_offset(self) -> Offset | None:
+        return None if self.signed is None else self.signed[1]
 
     def head(self, origin: str, place: Place) -> Head | None:
-        checkpoint = self.log.checkpoint
-        if checkpoint is None or self.next_offset is None:
+        if self.signed is None:
             return None
-        return Head(
-            f"{origin}/{place}", place, checkpoint.size, checkpoint.root.hex(), self.next_offset
-        )
+        checkpoint, next_offset = self.signed
+        return Head(f"{origin}/{place}", place, checkpoint.size, checkpoint.root.hex(), next_offset)
 
 
 class Auditor:
@@ -199,14 +203,14 @@ class Auditor:
             ended = {}  # offsets of another log
         keys: Mapping[Who, PlayerKey | None] = {w: one.key for w, one in known.items()}
         made = leaves_of(shard.leaves, records, entries, refused, keys, ended)
-        self._sign(shard, batch.place, made)
-        shard.next_offset = Offset(last + 1)
+        checkpoint = self._sign(shard, batch.place, made)
+        shard.signed = (checkpoint, Offset(last + 1))
         self._sizes[batch.place] = shard.log.size
         telemetry.AUDIT_LEAVES.labels(batch.topic).inc(len(made))
 
-    def _sign(self, shard: _Shard, place: Place, made: list[bytes]) -> None:
+    def _sign(self, shard: _Shard, place: Place, made: list[bytes]) -> Checkpoint:
         try:
-            shard.log.append(made)
+            return shard.log.append(made)
         except LogConflictError as conflict:
             # An append that broke off has written some of these with a key that is gone by now
             # (or without one that was not there). What lies there is what counts.
@@ -217,7 +221,7 @@ class Auditor:
             )
             if not _adopt(shard, made):
                 raise
-            shard.log.append(made)
+            return shard.log.append(made)
 
     def _known_of(self, topic: str, wanted: Collection[Who | None]) -> dict[Who, Known]:
         found, missing = self._known.find(wanted)
@@ -238,16 +242,16 @@ class Auditor:
 
     def _open(self, place: Place, log_id: str) -> _Shard:
         store, log = self._ports.open_log(place)
-        raw, next_offset = log.last_entry(), None
-        if raw is not None:
+        raw, checkpoint, signed = log.last_entry(), log.checkpoint, None
+        if raw is not None and checkpoint is not None:
             leaf = decode(raw)
             theirs = f"{leaf.place.topic}/{leaf.log}/{leaf.place.partition}"
             if theirs != log_id:
                 raise ForeignLogError(f"the audit log of {place} is of {theirs}, not {log_id}")
-            next_offset = Offset(leaf.offset + 1)
+            signed = (checkpoint, Offset(leaf.offset + 1))
         self._check_size(place, log)
         self._sizes[place] = log.size
-        return _Shard(log_id, store, log, Leaves(place, log_id, self._keys), next_offset)
+        return _Shard(log_id, store, log, Leaves(place, log_id, self._keys), signed)
 
     def _check_size(self, place: Place, log: AuditLog) -> None:
         """A log that was set back must not be written on: it would say two things of one place.
@@ -385,8 +389,9 @@ class _Cache:
     def end(self, ends: Mapping[Who, Offset]) -> None:
         """These players are erased from there on."""
         for whose, offset in ends.items():
-            if (known := self._newer.get(whose)) is not None:
-                self._newer[whose] = Known(known.key, offset)
+            for generation in (self._newer, self._older):
+                if (known := generation.get(whose)) is not None:
+                    generation[whose] = Known(known.key, offset)
 
 
 def _behind(records: Sequence[Record], offset: Offset | None) -> Sequence[Record]:

@@ -4,6 +4,7 @@ and a record in SQLite."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -375,6 +376,19 @@ def test_late_events_are_nobodys_whether_the_key_is_there_or_not(scene: Scene) -
     assert scene.keys() == {T: True}
 
 
+def test_late_events_are_nobodys_however_many_players_are_remembered(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The erasure comes with the player who is one too many for the newer ones."""
+    auditing = sys.modules[type(scene.auditor).__module__]
+    monkeypatch.setattr(auditing, "CACHED_PLAYERS", 2)
+    scene.wagers(scheduled(0), scored(1, ALICE, 5), scored(2, BOB, 5))
+    scene.wagers(erased(3, ALICE), erased(4, "carol"))
+    scene.wagers(scored(5, ALICE, 5), scored(6, BOB, 5))
+    late, sound = scene.leaves()[-2:]
+    assert (late.player is None, sound.player is None) == (True, False)
+
+
 def test_owner_that_comes_back_does_not_go_by_what_it_remembers(scene: Scene) -> None:
     """It met the player before somebody else had the partition, who took in the erasure."""
     scene.wagers(scheduled(0), scored(1, ALICE, 5))
@@ -505,3 +519,28 @@ def test_head_says_how_far_a_shard_is(scene: Scene) -> None:
     scene.tick()
     (head,) = SqlPseudonyms(scene.engine, TOMBSTONE_KEY).heads([PLACE])
     assert (head.origin, head.size, head.next_offset) == (f"{ORIGIN}/wagers/0", 2, 2)
+
+
+def test_head_is_of_one_moment_also_while_a_batch_is_being_signed(tmp_path: Path) -> None:
+    """Heads are put down beside the thread that signs: size and offset belong together, or keys
+    would wait for an offset that nobody tells any more."""
+
+    class Looking:
+        """A store that is slow with the last thing that an append does."""
+
+        def __init__(self, store: LogStore) -> None:
+            self._store = store
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._store, name)
+
+        def remove(self, paths: Iterable[str]) -> None:
+            scene.tick()
+            self._store.remove(paths)
+
+    scene = Scene(tmp_path, Looking)
+    scene.wagers(scheduled(0), scored(1, ALICE, 5))
+    scene.wagers(*(scored(n, ALICE, 5) for n in range(2, TILE_WIDTH + 9)))
+    scene.tick()
+    (head,) = SqlPseudonyms(scene.engine, TOMBSTONE_KEY).heads([PLACE])
+    assert (head.size, head.next_offset) == (TILE_WIDTH + 9, TILE_WIDTH + 9)

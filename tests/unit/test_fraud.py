@@ -152,9 +152,7 @@ def test_who_is_told_of_was_too_fast_whatever_came_late(seed: int) -> None:
     found = seen(rule, wagers(*given))
     assert len(found) > 100
     for one in found:
-        near = sorted(
-            at for at, _, _ in given[: one.offset + 1] if abs(at - one.time_ms) < 10_000
-        )
+        near = sorted(at for at, _, _ in given[: one.offset + 1] if abs(at - one.time_ms) < 10_000)
         assert any(last - first < 10_000 for first, last in zip(near, near[10:], strict=False))
         assert one.evidence["within_seconds"] < 10
 
