@@ -77,6 +77,18 @@ def test_file_is_written_once(store: LogStore) -> None:
     assert [store.read(f"tile/0/00{n}") for n in range(3)] == [b"one", b"two", b"three"]
 
 
+def test_file_that_is_there_and_can_not_be_seen_is_no_conflict(
+    store: LogStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two write it at the same time, or one removes what is superseded: to be tried again."""
+    store.write({"tile/0/000.p/7": b"x"})
+    monkeypatch.setattr(type(store), "read", lambda self, path: None)
+    with pytest.raises(TransientError, match="tile/0/000"):
+        store.write({"tile/0/000.p/7": b"x"})
+    monkeypatch.undo()
+    store.write({"tile/0/000.p/7": b"x"})
+
+
 def test_of_many_who_write_a_file_at_once_one_wins(stores: LogStores) -> None:
     barrier = threading.Barrier(8)
 

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NoReturn
 
-from leaderboard.audit.store import LogStore, Shard
+from leaderboard.audit.store import LogStore, Shard, check_same
 from leaderboard.audit.tiles import CHECKPOINT
-from leaderboard.errors import FencedError, LogConflictError, TransientError
+from leaderboard.errors import FencedError, TransientError
 
 _PASSING: Final = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EMFILE, errno.ENFILE}
 _REMOVED: Final = errno.ENOENT
@@ -87,8 +87,7 @@ class DirectoryLogStore:
             # Unlike a rename, a link does not replace what another writer was first to put.
             os.link(new, place)
         except FileExistsError:
-            if self.read(path) != content:
-                raise LogConflictError(str(place)) from None
+            check_same(str(place), self.read(path), content)
         finally:
             new.unlink(missing_ok=True)
 
