@@ -4,6 +4,7 @@ and a record in SQLite."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -494,6 +495,45 @@ def test_leaves_that_were_written_before_a_key_was_destroyed_are_kept_as_they_ar
     assert offsets(leaves) == list(range(2 * TILE_WIDTH))
     assert len({leaf.player for leaf in leaves}) == 2
     assert None not in {leaf.player for leaf in leaves}
+
+
+@pytest.mark.parametrize("cuts", [(100, 300), (1, 2, 255, 256, 257, 400), (200,)])
+def test_so_they_are_in_whichever_pieces_the_same_records_come_again(
+    scene: Scene, cuts: Sequence[int]
+) -> None:
+    """Kafka gives other batches than before: what is signed first must be how the files that lie
+    there begin, or nobody could ever fill them."""
+    many = [change(n, BOB if n % 3 else ALICE, 1) for n in range(1, 2 * TILE_WIDTH)]
+    scene.wagers(scheduled(0), scored(1, ALICE, 5), erased(2, ALICE))
+    scene.take(batch_in(POSITION_CHANGES, [change(0, ALICE, 1)]))
+    scene.boards.reached, scene.boards.changes_end = 2, 1
+    scene.tick()
+    unsigned(scene, many, CHANGES)
+    unsigned(scene, many[:150], CHANGES)
+    scene.tick()
+    assert scene.keys() == {T: True}
+    scene.restart()
+    for start, end in itertools.pairwise((0, *cuts, len(many))):
+        scene.take(batch_in(POSITION_CHANGES, many[start:end]))
+    leaves = scene.leaves(CHANGES)
+    assert offsets(leaves) == list(range(2 * TILE_WIDTH))
+    assert None not in {leaf.player for leaf in leaves}
+    more = [change(2 * TILE_WIDTH, ALICE, 1)]  # nothing lies there
+    scene.take(batch_in(POSITION_CHANGES, more))
+    assert scene.leaves(CHANGES)[-1].player is None
+
+
+def test_what_another_process_has_written_meanwhile_is_taken_as_it_is(scene: Scene) -> None:
+    many = [change(n, ALICE, 1) for n in range(1, TILE_WIDTH)]
+    scene.wagers(scheduled(0), scored(1, ALICE, 5), erased(2, ALICE))
+    scene.take(batch_in(POSITION_CHANGES, [change(0, ALICE, 1)]))
+    scene.boards.reached, scene.boards.changes_end = 2, 1
+    scene.tick()
+    unsigned(scene, many, CHANGES)  # behind the end of what this one has open
+    scene.tick()
+    assert scene.keys() == {T: True}
+    scene.take(batch_in(POSITION_CHANGES, many))
+    assert None not in {leaf.player for leaf in scene.leaves(CHANGES)}
 
 
 def test_files_that_somebody_else_put_there_are_not_signed(scene: Scene) -> None:
