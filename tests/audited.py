@@ -227,7 +227,8 @@ def compare_beside(
     counted, forgotten = CountedBeside(), Forgotten(late_since_ms=late_since_ms)
     forgotten.take(partition.replay.tournaments, partition.erased_names())
     ends = {place.topic: at for place, (_, at) in witness.ends().items()}
-    forgotten.take_notices(Place(GDPR_EVENTS, 0), entries[GDPR_EVENTS])
+    end = ends.get(GDPR_EVENTS, Offset(0))
+    forgotten.take_notices(Place(GDPR_EVENTS, 0), entries[GDPR_EVENTS], end, report)
     attempts = AttemptCheck(witness, keys, forgotten, report, kept_since_ms)
     end = ends.get(CONNECTIONS, Offset(0))
     attempts.run(Place(CONNECTIONS, 0), entries[CONNECTIONS], end, counted)

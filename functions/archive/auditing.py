@@ -14,13 +14,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from leaderboard import telemetry
 from leaderboard.audit.log import AuditLog
+from leaderboard.audit.notes import Checkpoint
 from leaderboard.audit.store import LogStore
-from leaderboard.audit.tiles import TILE_WIDTH, bundle_path, decode_bundle
+from leaderboard.audit.tiles import TILE_WIDTH, bundle_path, decode_bundle, parse_path
 from leaderboard.audit_leaves import (
     AUDITED,
     Leaves,
@@ -76,16 +78,21 @@ class _Shard:
     store: LogStore
     log: AuditLog
     leaves: Leaves
-    next_offset: Offset | None
-    """Behind the last leaf; None in an empty log."""
+    beyond: dict[int, bytes]
+    """Leaves that lie behind the end, by their numbers: an append broke off there."""
+    signed: tuple[Checkpoint, Offset] | None
+    """What was signed last, and the offset behind its last leaf; None in an empty log. Put as one:
+    who looks at heads and keys is another thread, and looks while a batch is being signed."""
+
+    @property
+    def next_offset(self) -> Offset | None:
+        return None if self.signed is None else self.signed[1]
 
     def head(self, origin: str, place: Place) -> Head | None:
-        checkpoint = self.log.checkpoint
-        if checkpoint is None or self.next_offset is None:
+        if self.signed is None:
             return None
-        return Head(
-            f"{origin}/{place}", place, checkpoint.size, checkpoint.root.hex(), self.next_offset
-        )
+        checkpoint, next_offset = self.signed
+        return Head(f"{origin}/{place}", place, checkpoint.size, checkpoint.root.hex(), next_offset)
 
 
 class Auditor:
@@ -145,6 +152,7 @@ class Auditor:
         if place.topic not in AUDITED:
             return
         ends = self._put_down_ends(batch)
+        conflict: LogConflictError | None = None
         for _ in range(_TRIES):
             shard = self._shard(place, batch.log_id)
             records = _behind(batch.records, shard.next_offset)
@@ -158,6 +166,12 @@ class Auditor:
                 del self._shards[place]
                 telemetry.AUDIT_FENCED.inc()
                 logger.warning("somebody else writes this shard", extra=_fields(place))
+            except LogConflictError as error:
+                # Written since we opened it: opened anew, the shard knows what lies there.
+                del self._shards[place]
+                if conflict is not None:
+                    raise
+                conflict = error
             except BaseException:
                 del self._shards[place]
                 raise
@@ -199,25 +213,11 @@ class Auditor:
             ended = {}  # offsets of another log
         keys: Mapping[Who, PlayerKey | None] = {w: one.key for w, one in known.items()}
         made = leaves_of(shard.leaves, records, entries, refused, keys, ended)
-        self._sign(shard, batch.place, made)
-        shard.next_offset = Offset(last + 1)
+        if shard.beyond:
+            _adopt(shard, batch.place, made)
+        shard.signed = (shard.log.append(made), Offset(last + 1))
         self._sizes[batch.place] = shard.log.size
         telemetry.AUDIT_LEAVES.labels(batch.topic).inc(len(made))
-
-    def _sign(self, shard: _Shard, place: Place, made: list[bytes]) -> None:
-        try:
-            shard.log.append(made)
-        except LogConflictError as conflict:
-            # An append that broke off has written some of these with a key that is gone by now
-            # (or without one that was not there). What lies there is what counts.
-            telemetry.AUDIT_ADOPTED.inc()
-            logger.warning(
-                "leaves that were written and not signed are taken as they are",
-                extra=_fields(place, error=str(conflict)),
-            )
-            if not _adopt(shard, made):
-                raise
-            shard.log.append(made)
 
     def _known_of(self, topic: str, wanted: Collection[Who | None]) -> dict[Who, Known]:
         found, missing = self._known.find(wanted)
@@ -238,16 +238,17 @@ class Auditor:
 
     def _open(self, place: Place, log_id: str) -> _Shard:
         store, log = self._ports.open_log(place)
-        raw, next_offset = log.last_entry(), None
-        if raw is not None:
+        raw, checkpoint, signed = log.last_entry(), log.checkpoint, None
+        if raw is not None and checkpoint is not None:
             leaf = decode(raw)
             theirs = f"{leaf.place.topic}/{leaf.log}/{leaf.place.partition}"
             if theirs != log_id:
                 raise ForeignLogError(f"the audit log of {place} is of {theirs}, not {log_id}")
-            next_offset = Offset(leaf.offset + 1)
+            signed = (checkpoint, Offset(leaf.offset + 1))
         self._check_size(place, log)
         self._sizes[place] = log.size
-        return _Shard(log_id, store, log, Leaves(place, log_id, self._keys), next_offset)
+        leaves, beyond = Leaves(place, log_id, self._keys), _written_beyond(store, log.size)
+        return _Shard(log_id, store, log, leaves, beyond, signed)
 
     def _check_size(self, place: Place, log: AuditLog) -> None:
         """A log that was set back must not be written on: it would say two things of one place.
@@ -385,8 +386,9 @@ class _Cache:
     def end(self, ends: Mapping[Who, Offset]) -> None:
         """These players are erased from there on."""
         for whose, offset in ends.items():
-            if (known := self._newer.get(whose)) is not None:
-                self._newer[whose] = Known(known.key, offset)
+            for generation in (self._newer, self._older):
+                if (known := generation.get(whose)) is not None:
+                    generation[whose] = Known(known.key, offset)
 
 
 def _behind(records: Sequence[Record], offset: Offset | None) -> Sequence[Record]:
@@ -395,25 +397,47 @@ def _behind(records: Sequence[Record], offset: Offset | None) -> Sequence[Record
     return [one for one in records if one.offset >= offset]
 
 
-def _adopt(shard: _Shard, made: list[bytes]) -> bool:
-    """Put leaves that lie beyond the end of the log in the place of ours; whether any were others.
+def _written_beyond(store: LogStore, size: int) -> dict[int, bytes]:
+    """What appends that broke off have written behind the end of a log, by the leaves' numbers."""
+    found: dict[int, bytes] = {}
+    number = size // TILE_WIDTH
+    while True:
+        named = map(parse_path, store.paths(f"{bundle_path(number)}.p/"))
+        widths = [width for _, _, width in filter(None, named)]
+        content = store.read(bundle_path(number))
+        is_full = content is not None
+        if not is_full and max(widths, default=0) > max(size - number * TILE_WIDTH, 0):
+            content = store.read(bundle_path(number, max(widths)))
+        # What is no bundle is a conflict when its turn comes.
+        with suppress(ValueError):
+            for index, raw in enumerate(decode_bundle(content or b""), number * TILE_WIDTH):
+                if index >= size:
+                    found[index] = raw
+        if not is_full:
+            return found
+        number += 1
+
+
+def _adopt(shard: _Shard, place: Place, made: list[bytes]) -> None:
+    """Put leaves that an append that broke off has written in the place of ours: it had a key that
+    is gone by now (or none that was not there). What lies there is what counts, in whichever
+    pieces the same records come now: the files that they fill have one content.
 
     Only those that say the same but for whose they are: files that somebody else put there are
     not signed."""
-    size, end = shard.log.size, shard.log.size + len(made)
-    adopted = False
-    for number in range(size // TILE_WIDTH, -(-end // TILE_WIDTH)):
-        start = number * TILE_WIDTH
-        width = min(end - start, TILE_WIDTH)
-        content = shard.store.read(bundle_path(number, width))
-        for index, raw in enumerate(decode_bundle(content) if content else (), start):
-            if not size <= index < end or raw == made[index - size]:
-                continue
-            if not differs_by_key_only(raw, made[index - size]):
-                return False
-            made[index - size] = raw
-            adopted = True
-    return adopted
+    first, adopted = shard.log.size, 0
+    for index, ours in enumerate(made, first):
+        raw = shard.beyond.get(index, ours)
+        if raw != ours and differs_by_key_only(raw, ours):
+            made[index - first] = raw
+            adopted += 1
+    shard.beyond = {n: raw for n, raw in shard.beyond.items() if n >= first + len(made)}
+    if adopted:
+        telemetry.AUDIT_ADOPTED.inc()
+        logger.warning(
+            "leaves that were written and not signed are taken as they are",
+            extra=_fields(place, leaves=adopted),
+        )
 
 
 def _alarm(what: str, place: Place, reached: Offset, kafka: Offset) -> None:

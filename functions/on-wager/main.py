@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from losses import Losses, Owned, Ports
-from suspicions import Suspicions
+from suspicions import Suspicions, Unsuspecting
 
 from leaderboard import telemetry
 from leaderboard.adapters import sql_engine, sql_migrations
@@ -122,7 +122,10 @@ class OnWager:
     """The function. Safe to repeat with any batch, and to kill between any two lines."""
 
     def __init__(
-        self, ports: Ports, losses: Losses | None = None, suspicions: Suspicions | None = None
+        self,
+        ports: Ports,
+        losses: Losses | None = None,
+        suspicions: Suspicions | Unsuspecting | None = None,
     ) -> None:
         self._board = ports.board
         self._directory = ports.directory
@@ -395,7 +398,9 @@ def consume() -> None:
             record=SqlRecord(engine),
             snapshots=SqlSnapshots(engine),
         )
-        suspicions = Suspicions(RedisWatches(client())) if detection.is_on() else None
+        suspicions: Suspicions | Unsuspecting = Unsuspecting(RedisWatches(client()))
+        if detection.is_on():
+            suspicions = Suspicions(RedisWatches(client()))
         return OnWager(ports, suspicions=suspicions)
 
     ready = {"redis": lambda: check(client())}

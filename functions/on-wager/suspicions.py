@@ -163,6 +163,39 @@ class Suspicions:
                 del self._held[tournament_id]
 
 
+class Unsuspecting:
+    """In the place of `Suspicions` where detection is switched off: nobody is looked at. What was
+    kept while it was on may name who is erased now: with an erasure all of it goes."""
+
+    def __init__(self, watches: Watches) -> None:
+        self._watches = watches
+
+    def look(
+        self,
+        log_id: str,
+        tournament_id: TournamentId,
+        entries: Sequence[LogEntry],
+        applied: BatchApplied,
+    ) -> list[ev.Event]:
+        """No alerts. Raises TransientError."""
+        if any(type(entry.event.data) is ev.PlayerErased for entry in entries):
+            kept = self._watches.read(tournament_id)
+            if kept is not None:
+                offset = max(kept.offset, entries[-1].offset)
+                # Where that is refused another owner has kept more, and takes the player out.
+                self._watches.replace(tournament_id, log_id, kept.offset, offset, Watch())
+        return []
+
+    def keep(self, tournaments: Iterable[TournamentId]) -> None:
+        """There is nothing to keep."""
+
+    def leave(self, log_id: str) -> None:
+        """Nor to let go of."""
+
+    def forget(self, tournaments: Iterable[TournamentId]) -> None:
+        """As `leave`."""
+
+
 def pieces_of(entries: Sequence[LogEntry], applied: BatchApplied, above: Offset) -> list[Piece]:
     """What counted of these entries, from above an offset on. One that the board has skipped
     counted before: of those that did not, it says again why."""

@@ -18,7 +18,8 @@ from leaderboard.reads import Reads
 
 _TOLD: Final = {
     Disposition.PLAYER_DISQUALIFIED: "The player was disqualified.",
-    Disposition.NOT_JOINED: "The player has not joined this tournament.",
+    Disposition.NOT_JOINED: "The player has not joined this tournament, as far as board and record "
+    "have read its log. If they joined a moment ago, or these are behind, try again.",
     Refusal.SCORE_OUT_OF_RANGE: "The player's score would leave the range of scores.",
 }
 

@@ -81,12 +81,18 @@ class Forgotten:
                     if at_ms.get(refolded.out[one][0], 0) >= self.late_since_ms
                 }
 
-    def take_notices(self, place: Place, entries: Iterable[bytes]) -> None:
-        """A shard of `gdpr-events`. Raises AuditError."""
+    def take_notices(
+        self, place: Place, entries: Iterable[bytes], end: Offset, report: Report
+    ) -> None:
+        """A shard of `gdpr-events`, also what lies beyond `end`, where the record has read to: who
+        is forgotten there may be so in the record by now. Raises AuditError."""
+        last = -1
         for _, leaf in leaves_in(place, entries):
+            last = leaf.offset
             request = (leaf.data or {}).get("erasure_id")
             if isinstance(request, str):
                 self.requests.add(request)
+        check_end(place, last, end, report)
 
     def has(self, witness: Witness, tournament_id: TournamentId, player: PlayerId | None) -> bool:
         """Whether the player of a leaf was erased, here or anywhere: the record rewrites what it

@@ -11,13 +11,17 @@ A suspicion changes nothing. An operator decides, and that is an event in the lo
 What is remembered is bounded for each tournament, see `PLAYERS`, `KEYS`, `PAIRS`, `LONGEST_CLIMB`:
 each table has two generations, and when the newer one is full the older one is forgotten. A
 player who is forgotten so is a new one when they come again.
+
+Events may come late, or with a time that is wrong: the log's order is then not that of their times.
+What lies further apart than a rule's window is never taken together, whichever came first.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable, Sequence
 from math import expm1, log1p, log2, sqrt
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from leaderboard.fraud_rules import (
     DEFAULTS,
@@ -29,6 +33,7 @@ from leaderboard.fraud_rules import (
     Velocity,
     parameters_of,
 )
+from leaderboard.fraud_tables import Recent, joint
 from leaderboard.model import TOP_VISIBLE, Offset, PlayerId, TournamentId
 
 PLAYERS: Final = 20_000
@@ -86,63 +91,12 @@ def alert_id(tournament_id: TournamentId, offset: int, rule: str) -> str:
     return f"{tournament_id}/{offset}/{rule}"
 
 
-# --- tables with two generations -----------------------------------------------------------------
-
-K = TypeVar("K")
-
-
-class _Recent(Generic[K]):
-    """Values by key, the latest ones. Values are lists, as they are packed and changed in place."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.newer: dict[K, list[Any]] = {}
-        self.older: dict[K, list[Any]] = {}
-
-    def __len__(self) -> int:
-        return len(self.newer) + len(self.older)
-
-    def kept(self, key: K) -> list[Any] | None:
-        """One that is not in the newer generation: brought there from the older one."""
-        value = self.older.pop(key, None)
-        if value is not None:
-            self.put(key, value)
-        return value
-
-    def put(self, key: K, value: list[Any]) -> None:
-        newer = self.newer
-        if len(newer) >= self.limit:
-            # In place: loops hold on to both.
-            self.older.clear()
-            self.older.update(newer)
-            newer.clear()
-        newer[key] = value
-
-    def find(self, key: K) -> list[Any] | None:
-        value = self.newer.get(key)
-        return self.older.get(key) if value is None else value
-
-    def remove(self, key: K) -> None:
-        self.newer.pop(key, None)
-        self.older.pop(key, None)
-
-    def plain(self) -> list[Any]:
-        return [list(one.items()) for one in (self.newer, self.older)]
-
-    def take(self, plain: Sequence[Sequence[tuple[K, Any]]]) -> None:
-        for into, items in zip((self.newer, self.older), plain, strict=True):
-            into.update(items)
-
-
-def _joint(plain: Sequence[Sequence[tuple[Any, Any]]]) -> list[list[tuple[Any, Any]]]:
-    """Keys that are tuples come back as lists."""
-    return [[(tuple(key), value) for key, value in items] for items in plain]
-
+# --- what is remembered of players and pairs, by its places ------------------------------------
 
 _TIMES, _COUNT, _MEAN, _VARIANCE, _PARTNER, _VOTES = range(6)
-"""A habit (the hot path takes it apart by its places): times of the wagers in the window; how many
-there ever were; mean and variance of the stakes' logarithm; whom the player met most of late, and
-by how many votes; then `_TOLD`."""
+"""A habit (the hot path takes it apart by its places): times of the wagers in the window, rising;
+how many there ever were; mean and variance of the stakes' logarithm; whom the player met most of
+late, and by how many votes; then `_TOLD`."""
 _CLIMB: Final = 0
 """A way up: (time, rank) of the window, flat, ranks falling, of ranks from which the rule can be
 broken; then `_TOLD`."""
@@ -162,6 +116,21 @@ def _leave_after(times: list[int], horizon: int) -> None:
     del times[:gone]
 
 
+def _farthest(times: Sequence[int]) -> int:
+    """Which end of rising times is the farther one from most of them."""
+    middle = times[len(times) // 2]
+    return 0 if middle - times[0] >= times[-1] - middle else -1
+
+
+def _start_of(climb: Sequence[int], at: int, window_ms: int) -> int | None:
+    """Where the largest rank of the window stands in a way up; None where there is none. It is
+    the first place, but for what came late or had a wrong time."""
+    for start in range(0, len(climb), 2):
+        if abs(at - climb[start]) < window_ms:
+            return start
+    return None
+
+
 # --- the fold ------------------------------------------------------------------------------------
 
 
@@ -169,10 +138,10 @@ class Watch:
     """What is known of one tournament's play, and the fold that goes on from there."""
 
     def __init__(self, parameters: Parameters = DEFAULTS, players: int = PLAYERS) -> None:
-        self._habits: _Recent[str] = _Recent(players)
-        self._ways_up: _Recent[str] = _Recent(players)
-        self._keys: _Recent[tuple[str, int]] = _Recent(KEYS)
-        self._pairs: _Recent[tuple[str, str]] = _Recent(PAIRS)
+        self._habits: Recent[str] = Recent(players)
+        self._ways_up: Recent[str] = Recent(players)
+        self._keys: Recent[tuple[str, int]] = Recent(KEYS)
+        self._pairs: Recent[tuple[str, str]] = Recent(PAIRS)
         self._budgets = {rule: [0, 0, 0] for rule in RULES}
         self._found: list[Suspicion] = []
         self._rule_by(parameters)
@@ -224,8 +193,8 @@ class Watch:
         watch = cls(parameters_of(plain[0]), players)
         watch._habits.take(plain[1])
         watch._ways_up.take(plain[2])
-        watch._keys.take(_joint(plain[3]))
-        watch._pairs.take(_joint(plain[4]))
+        watch._keys.take(joint(plain[3]))
+        watch._pairs.take(joint(plain[4]))
         watch._budgets.update(plain[5])
         return watch
 
@@ -246,16 +215,20 @@ class Watch:
             times, count, mean, variance, partner, votes, told = habit
             habit[1] = count = count + 1
             if velocity is not None:
-                times.append(at)
+                if times and times[-1] > at:
+                    insort(times, at)
+                else:
+                    times.append(at)
                 # For the memory now and then, and before the count is believed.
                 if not count & _PRUNED_EVERY or len(times) > most:
                     if times[0] <= at - window_ms:
                         _leave_after(times, at - window_ms)
                     if len(times) > most:
-                        if self._wants(told, "velocity", at):
+                        is_one_window = times[-1] - times[0] < window_ms
+                        if is_one_window and self._wants(told, "velocity", at):
                             self._too_fast(offset, at, player, habit, velocity)
                         # So many and no more are kept, and the next one is above the limit again.
-                        del times[0]
+                        del times[0 if is_one_window else _farthest(times)]
             if outlier is not None:
                 away = log1p(stake) - mean
                 if (
@@ -286,7 +259,7 @@ class Watch:
                 if other == player:
                     continue
                 last[0] = player
-                if at - when > turn_ms:
+                if not -turn_ms <= at - when <= turn_ms:
                     continue
                 if partner == other:
                     habit[5] = votes + 1
@@ -301,8 +274,8 @@ class Watch:
         self, offset: int, at: int, player: str, habit: list[Any], rule: Velocity
     ) -> None:
         times = habit[_TIMES]
-        first, count = times[0], len(times)
-        seconds = max(at - first, 1) / 1000
+        count = len(times)
+        seconds = max(times[-1] - times[0], 1) / 1000
         evidence = {
             "wagers": count,
             "within_seconds": round(seconds, 3),
@@ -343,7 +316,7 @@ class Watch:
         most = max(counts[0] - pair[_FIRST_COUNT], counts[1] - pair[_SECOND_COUNT])
         if (
             not pair[_LINKS]
-            or at - pair[_LATEST] > PAIR_KEPT_MS
+            or abs(at - pair[_LATEST]) > PAIR_KEPT_MS
             or most > 4 * pair[_LINKS] + 8
             or counts[0] <= pair[_FIRST_COUNT]
             or counts[1] <= pair[_SECOND_COUNT]
@@ -351,7 +324,7 @@ class Watch:
             # Met by chance before, or one of them was forgotten meanwhile: counted from here.
             pair[:] = [0, 0, 0, other, counts[0] - 1, counts[1] - 1, at, when]
         pair[_LINKS] += 1
-        pair[_CLOSE] += at - when <= rule.close_ms
+        pair[_CLOSE] += abs(at - when) <= rule.close_ms
         pair[_TURNS] += pair[_LAST] == other
         pair[_LAST], pair[_LATEST] = player, at
         if max(pair[_CLOSE], pair[_TURNS] // 2) >= rule.repeats:
@@ -387,7 +360,7 @@ class Watch:
             "share": round(min(share, 1.0), 3),
             "wagers": played[names.index(player)],
             "wagers_of_other": played[names.index(other)],
-            "within_seconds": round((at - pair[_BEGAN]) / 1000, 3),
+            "within_seconds": round(abs(at - pair[_BEGAN]) / 1000, 3),
             "limit": rule.repeats,
         }
         severity = repeats / rule.repeats * min(share, 1.0) / rule.share
@@ -422,10 +395,11 @@ class Watch:
                 del climb[:2]
             if not climb:
                 continue
-            if climb[1] - new > least and self._wants(
-                told, "rank_rise", at, is_top=new <= TOP_VISIBLE
-            ):
-                self._rose(offset, at, player, new, way, rule)
+            if climb[1] - new > least:
+                start = _start_of(climb, at, window_ms)
+                is_far = start is not None and climb[start + 1] - new > least
+                if is_far and self._wants(told, "rank_rise", at, is_top=new <= TOP_VISIBLE):
+                    self._rose(offset, at, player, new, way, rule)
             if len(climb) > 2 * LONGEST_CLIMB:
                 del climb[-2:]
 
@@ -433,17 +407,19 @@ class Watch:
         self, offset: int, at: int, player: str, new: int, way: list[Any], rule: RankRise
     ) -> None:
         climb = way[_CLIMB]
+        start = _start_of(climb, at, rule.window_seconds * 1000) or 0
+        since, old = climb[start : start + 2]
         evidence = {
-            "from_rank": climb[1],
+            "from_rank": old,
             "to_rank": new,
-            "ranks": climb[1] - new,
-            "within_seconds": round((at - climb[0]) / 1000, 3),
+            "ranks": old - new,
+            "within_seconds": round(abs(at - since) / 1000, 3),
             "limit": rule.ranks,
             "window_seconds": rule.window_seconds,
         }
         # Where many stand close together a single wager passes hundreds: the same rise weighs
         # more the nearer it comes to the top.
-        severity = log2(climb[1] / new)
+        severity = log2(old / new)
         self._tell(offset, at, player, way, ("rank_rise", severity, evidence))
 
     # telling, forgetting

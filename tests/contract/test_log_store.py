@@ -77,6 +77,18 @@ def test_file_is_written_once(store: LogStore) -> None:
     assert [store.read(f"tile/0/00{n}") for n in range(3)] == [b"one", b"two", b"three"]
 
 
+def test_file_that_is_there_and_can_not_be_seen_is_no_conflict(
+    store: LogStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two write it at the same time, or one removes what is superseded: to be tried again."""
+    store.write({"tile/0/000.p/7": b"x"})
+    monkeypatch.setattr(type(store), "read", lambda self, path: None)
+    with pytest.raises(TransientError, match="tile/0/000"):
+        store.write({"tile/0/000.p/7": b"x"})
+    monkeypatch.undo()
+    store.write({"tile/0/000.p/7": b"x"})
+
+
 def test_of_many_who_write_a_file_at_once_one_wins(stores: LogStores) -> None:
     barrier = threading.Barrier(8)
 
@@ -226,6 +238,7 @@ def test_full_disk_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for call in calls:
         with pytest.raises(TransientError, match="No space left"):
             call()
+    assert not list(tmp_path.rglob(".new-*"))
     monkeypatch.undo()
     store.write({"tile/0/000": b"y"})  # what broke off is not in the way
     assert store.read("tile/0/000") == b"y"
@@ -311,3 +324,45 @@ def test_everything_is_on_the_disk_before_it_is_said_to_be(
         assert f"sync {made}" in steps[:signed], f"what is new in {made} could be lost"
     assert any(one.startswith("sync wagers/3/.new-checkpoint") for one in steps[:signed])
     assert "sync wagers/3" in steps[signed:]
+
+
+def test_folders_of_an_append_that_broke_off_are_on_the_disk_before_the_next_is_signed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are there, so nobody makes them again; their names may still be lost."""
+    synced: list[str] = []
+    real = directory_log._sync_folder
+
+    def broken(folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    def sync(folder: Path) -> None:
+        synced.append(str(folder.relative_to(tmp_path)))
+        real(folder)
+
+    stores = DirectoryLogStores(tmp_path)
+    store = stores.shard(WAGERS)
+    monkeypatch.setattr(directory_log, "_sync_folder", broken)
+    with pytest.raises(TransientError):
+        store.write({"tile/0/000": b"x"})
+    monkeypatch.setattr(directory_log, "_sync_folder", sync)
+    for again in (store, stores.shard(WAGERS)):  # the same process, and another one
+        synced.clear()
+        again.write({"tile/0/000": b"x"})
+        assert {".", "wagers", "wagers/3", "wagers/3/tile", "wagers/3/tile/0"} <= {*synced}
+        synced.clear()
+        again.write({"tile/0/001": b"y"})
+        assert synced == ["wagers/3/tile/0"], "what is safe costs nothing"
+
+
+def test_what_a_crash_has_left_is_never_written_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed behind the link: the name that was to go is one more of the file that counts."""
+    store = DirectoryLogStore(tmp_path)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    store.write({"tile/0/000": b"signed"})
+    for _ in range(20):
+        with pytest.raises(LogConflictError):
+            store.write({"tile/0/000": b"others"})
+    assert store.read("tile/0/000") == b"signed"

@@ -4,6 +4,8 @@ and a record in SQLite."""
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -375,6 +377,19 @@ def test_late_events_are_nobodys_whether_the_key_is_there_or_not(scene: Scene) -
     assert scene.keys() == {T: True}
 
 
+def test_late_events_are_nobodys_however_many_players_are_remembered(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The erasure comes with the player who is one too many for the newer ones."""
+    auditing = sys.modules[type(scene.auditor).__module__]
+    monkeypatch.setattr(auditing, "CACHED_PLAYERS", 2)
+    scene.wagers(scheduled(0), scored(1, ALICE, 5), scored(2, BOB, 5))
+    scene.wagers(erased(3, ALICE), erased(4, "carol"))
+    scene.wagers(scored(5, ALICE, 5), scored(6, BOB, 5))
+    late, sound = scene.leaves()[-2:]
+    assert (late.player is None, sound.player is None) == (True, False)
+
+
 def test_owner_that_comes_back_does_not_go_by_what_it_remembers(scene: Scene) -> None:
     """It met the player before somebody else had the partition, who took in the erasure."""
     scene.wagers(scheduled(0), scored(1, ALICE, 5))
@@ -482,6 +497,45 @@ def test_leaves_that_were_written_before_a_key_was_destroyed_are_kept_as_they_ar
     assert None not in {leaf.player for leaf in leaves}
 
 
+@pytest.mark.parametrize("cuts", [(100, 300), (1, 2, 255, 256, 257, 400), (200,)])
+def test_so_they_are_in_whichever_pieces_the_same_records_come_again(
+    scene: Scene, cuts: Sequence[int]
+) -> None:
+    """Kafka gives other batches than before: what is signed first must be how the files that lie
+    there begin, or nobody could ever fill them."""
+    many = [change(n, BOB if n % 3 else ALICE, 1) for n in range(1, 2 * TILE_WIDTH)]
+    scene.wagers(scheduled(0), scored(1, ALICE, 5), erased(2, ALICE))
+    scene.take(batch_in(POSITION_CHANGES, [change(0, ALICE, 1)]))
+    scene.boards.reached, scene.boards.changes_end = 2, 1
+    scene.tick()
+    unsigned(scene, many, CHANGES)
+    unsigned(scene, many[:150], CHANGES)
+    scene.tick()
+    assert scene.keys() == {T: True}
+    scene.restart()
+    for start, end in itertools.pairwise((0, *cuts, len(many))):
+        scene.take(batch_in(POSITION_CHANGES, many[start:end]))
+    leaves = scene.leaves(CHANGES)
+    assert offsets(leaves) == list(range(2 * TILE_WIDTH))
+    assert None not in {leaf.player for leaf in leaves}
+    more = [change(2 * TILE_WIDTH, ALICE, 1)]  # nothing lies there
+    scene.take(batch_in(POSITION_CHANGES, more))
+    assert scene.leaves(CHANGES)[-1].player is None
+
+
+def test_what_another_process_has_written_meanwhile_is_taken_as_it_is(scene: Scene) -> None:
+    many = [change(n, ALICE, 1) for n in range(1, TILE_WIDTH)]
+    scene.wagers(scheduled(0), scored(1, ALICE, 5), erased(2, ALICE))
+    scene.take(batch_in(POSITION_CHANGES, [change(0, ALICE, 1)]))
+    scene.boards.reached, scene.boards.changes_end = 2, 1
+    scene.tick()
+    unsigned(scene, many, CHANGES)  # behind the end of what this one has open
+    scene.tick()
+    assert scene.keys() == {T: True}
+    scene.take(batch_in(POSITION_CHANGES, many))
+    assert None not in {leaf.player for leaf in scene.leaves(CHANGES)}
+
+
 def test_files_that_somebody_else_put_there_are_not_signed(scene: Scene) -> None:
     entries = [scheduled(0), *(scored(n, ALICE, n) for n in range(1, TILE_WIDTH + 9))]
     scene.wagers(entries[0])
@@ -505,3 +559,28 @@ def test_head_says_how_far_a_shard_is(scene: Scene) -> None:
     scene.tick()
     (head,) = SqlPseudonyms(scene.engine, TOMBSTONE_KEY).heads([PLACE])
     assert (head.origin, head.size, head.next_offset) == (f"{ORIGIN}/wagers/0", 2, 2)
+
+
+def test_head_is_of_one_moment_also_while_a_batch_is_being_signed(tmp_path: Path) -> None:
+    """Heads are put down beside the thread that signs: size and offset belong together, or keys
+    would wait for an offset that nobody tells any more."""
+
+    class Looking:
+        """A store that is slow with the last thing that an append does."""
+
+        def __init__(self, store: LogStore) -> None:
+            self._store = store
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._store, name)
+
+        def remove(self, paths: Iterable[str]) -> None:
+            scene.tick()
+            self._store.remove(paths)
+
+    scene = Scene(tmp_path, Looking)
+    scene.wagers(scheduled(0), scored(1, ALICE, 5))
+    scene.wagers(*(scored(n, ALICE, 5) for n in range(2, TILE_WIDTH + 9)))
+    scene.tick()
+    (head,) = SqlPseudonyms(scene.engine, TOMBSTONE_KEY).heads([PLACE])
+    assert (head.size, head.next_offset) == (TILE_WIDTH + 9, TILE_WIDTH + 9)

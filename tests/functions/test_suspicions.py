@@ -181,6 +181,40 @@ def test_nobody_who_was_erased_is_in_what_is_kept(on_wager: Hosted, client: redi
     assert b"stayer" in kept
 
 
+def test_nor_where_detection_was_switched_off_meanwhile(
+    on_wager: Hosted, client: redis.Redis
+) -> None:
+    entries = [scheduled(0, **MONEY, fraud=SENSITIVE)]
+    for offset in range(1, 60):
+        player = ("leaver", "stayer")[offset % 2]
+        entries.append(played(offset, player, 50, after_ms=offset * 400))
+    ports = redis_ports(client)
+    Reader(entries, maker(on_wager, ports), seed=1).run()
+    assert b"leaver" in kept_in(client)
+
+    def switched_off() -> Any:
+        main = on_wager.main
+        given = main.Ports(
+            ports.board, ports.directory, ports.progress, ports.feed, ports.erasures,
+            ports.record, ports.snapshots,
+        )  # fmt: skip
+        return main.OnWager(given, suspicions=main.Unsuspecting(ports.watches))
+
+    told = len(ports.feed.alerts)
+    entries += [played(60, "stayer", 50, after_ms=30_000)]
+    Reader(entries, switched_off, seed=2).run()
+    assert b"leaver" in kept_in(client), "nobody has asked to be forgotten"
+    entries += [erased(61, "leaver"), played(62, "leaver", 50, after_ms=30_000)]
+    entries += [played(63, "stayer", 50, after_ms=30_100)]
+    Reader(entries, switched_off, seed=3).run()
+    assert b"leaver" not in kept_in(client)
+    entries += [played(64, "stayer", 50, after_ms=30_200)]
+    Reader(entries, maker(on_wager, ports), seed=4).run()  # and on again
+    assert b"stayer" in kept_in(client)
+    assert b"leaver" not in kept_in(client)
+    assert len(ports.feed.alerts) == told
+
+
 def test_an_end_forgets_everybody_and_still_tells_nothing_twice(
     on_wager: Hosted, client: redis.Redis
 ) -> None:

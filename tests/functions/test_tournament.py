@@ -282,6 +282,19 @@ def test_correction_of_who_has_not_joined_is_409_where_one_has_to(stage: Stage) 
     assert _adjusted(stage, "bob") == (202, None), "the record knows who has joined"
 
 
+def test_who_may_have_joined_behind_a_backlog_is_not_said_for_sure_not_to_have(
+    stage: Stage,
+) -> None:
+    """Their first event is in the log, and nobody has read it yet."""
+    stage.post("", _body(rules={"scoring": {"kind": "stake"}, "join": "required"}))
+    stage.post("/t1/start")
+    body = {"player_id": "late", "delta": 5, "reason": "fault"}
+    told = stage.post("/t1/adjustments", body).get_json(force=True)
+    assert (told["status"], told["reason"]) == (409, "not_joined")
+    assert "as far as board and record have read" in told["detail"]
+    assert "try again" in told["detail"]
+
+
 def test_correction_that_leaves_the_range_of_scores_is_409(stage: Stage) -> None:
     stage.post("", _body())
     stage.post("/t1/start")

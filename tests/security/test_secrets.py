@@ -5,6 +5,7 @@ to `ps`. A process's environment does: its owner and root may read it, as docs/s
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -34,6 +35,7 @@ from whole_path import Path, event, schedule, unique, wager
 ROOT: Final = Folder(__file__).parents[2]
 USER: Final = "functions"
 TRACES: Final = ".stack/data/traces.jsonl"
+SIGNING_KEY: Final = ".stack/data/audit-signing-key"
 SHORTEST: Final = 12
 """No shorter piece of a secret is looked for: it could be anything's."""
 
@@ -108,6 +110,8 @@ def played(tmp_path_factory: pytest.TempPathFactory, players: Players) -> Iterat
     letting_in.start()
     stack.start()
     letting_in.join()
+    # Only archive reads it; a stack makes it anew.
+    kept.add("audit log's key", (folder / SIGNING_KEY).read_text("utf-8").strip())
     found = Played(Path(stack, players), kept)
     try:
         play(found)
@@ -260,6 +264,7 @@ def test_no_process_shows_a_secret_in_its_command_line(
 def test_the_file_of_settings_is_its_owners_alone(played: Played) -> None:
     path = played.path.stack.env_path
     assert path.stat().st_mode & 0o077 == 0
+    assert (played.path.stack.folder / SIGNING_KEY).stat().st_mode & 0o077 == 0
     assert played.secrets.found_in(path.read_text("utf-8")) == ["tombstone key"]
 
 
@@ -331,6 +336,21 @@ def test_a_setting_that_is_wrong_is_named_and_not_shown(
     assert any(one in told for one in (*changed, "KAFKA_SASL_USERNAME", "KAFKA_SASL_MECHANISM"))
     assert WORD not in told
     assert "Traceback" not in told
+    record_property("tried", 1)
+
+
+@pytest.mark.parametrize(
+    "key", [WORD, f"PRIVATE+KEY+audit+0a1b2c3d+{base64.b64encode(WORD.encode()).decode()}"]
+)
+def test_a_signing_key_that_is_wrong_is_named_and_not_shown(
+    tmp_path: Folder, key: str, record_property: Callable[[str, object], None]
+) -> None:
+    main = [sys.executable, str(ROOT / "functions/archive/main.py")]
+    log = {"AUDIT_LOG_URL": tmp_path.as_uri(), "AUDIT_LOG_ORIGIN": "audit"}
+    code, told = started(main, {**SOUND, **log, "AUDIT_SIGNING_KEY": key}, tmp_path, 20)
+    assert code == 2, told
+    assert told.startswith("archive: AUDIT_SIGNING_KEY")
+    assert key.rpartition("+")[2] not in told
     record_property("tried", 1)
 
 

@@ -65,6 +65,27 @@ def test_a_rise_says_from_where_to_where() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("climbs", "offsets"),
+    [
+        # Its first rank is of another time than what came before it in the log.
+        ([(1, 900_000, "p", 400, 300), (2, 100_000, "p", 320, 290)], []),
+        # Neither does a time that is wrong hide what comes behind it, nor is it taken for recent.
+        ([(1, 9_000_000, "p", 900, 870), (2, 0, "p", 880, 850), (3, 9_000, "p", 850, 775)], [3]),
+        ([(1, 9_000_000, "p", 900, 870), (2, 0, "p", 860, 850), (3, 9_000, "p", 850, 775)], []),
+        # A little late is still within the window.
+        ([(1, 9_000, "p", 300, 250), (2, 8_000, "p", 260, 199)], [2]),
+    ],
+    ids=["late", "after a wrong time", "a wrong time", "a little late"],
+)
+def test_what_came_late_has_not_risen_from_ranks_of_another_time(
+    climbs: Sequence[fraud.Climb], offsets: Sequence[int]
+) -> None:
+    found = seen(DEFAULTS, (), climbs)
+    assert [one.offset for one in found] == offsets
+    assert all(0 <= one.evidence["within_seconds"] < 300 for one in found)
+
+
 def test_rises_equal_those_of_a_naive_look_at_the_window() -> None:
     chance = random.Random(5)
     rule = only("rank_rise", ranks=20, window_seconds=10, cooldown_seconds=1, alerts_a_minute=9999)
@@ -101,6 +122,39 @@ def test_more_than_a_hundred_in_any_minute_are_too_many(apart_ms: int, is_told: 
 def test_velocity_looks_at_every_minute_and_not_at_those_of_the_clock() -> None:
     at = [59_000 + n for n in range(51)] + [60_000 + n for n in range(50)]
     assert len(seen(only("velocity"), wagers(*((t, "p", 100) for t in at)))) == 1
+
+
+def test_a_late_wager_is_not_of_the_minute_in_which_it_comes() -> None:
+    fast = [(900_000 + n * 590, "p", 100) for n in range(100)]
+    late = (100_000, "p", 100)
+    assert seen(only("velocity"), wagers(*fast, late)) == []
+    (one,) = seen(only("velocity"), wagers(*fast, late, (959_000, "p", 100)))
+    assert (one.offset, one.evidence["wagers"]) == (101, 101)
+    assert one.evidence["within_seconds"] == 59.0
+
+
+def test_a_wrong_time_hides_nobody_who_is_too_fast() -> None:
+    wrong = [(90_000_000, "p", 100)]
+    fast = [(n * 100, "p", 100) for n in range(102)]
+    assert [one.offset for one in seen(only("velocity"), wagers(*wrong, *fast))] == [101]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_is_told_of_was_too_fast_whatever_came_late(seed: int) -> None:
+    """Two producers, one of them minutes behind: what they send is not added up."""
+    chance = random.Random(seed)
+    rule = only("velocity", wagers=10, window_seconds=10, cooldown_seconds=1, alerts_a_minute=9999)
+    given, at = [], 0
+    for _ in range(4000):
+        at += chance.choice((100, 900, 2500))
+        behind = 300_000 if chance.random() < 0.3 else chance.randrange(3_000)
+        given.append((max(at - behind, 0), "p", 100))
+    found = seen(rule, wagers(*given))
+    assert len(found) > 100
+    for one in found:
+        near = sorted(at for at, _, _ in given[: one.offset + 1] if abs(at - one.time_ms) < 10_000)
+        assert any(last - first < 10_000 for first, last in zip(near, near[10:], strict=False))
+        assert one.evidence["within_seconds"] < 10
 
 
 def test_velocity_remembers_no_more_than_its_limit() -> None:
@@ -178,6 +232,18 @@ def test_two_in_turn_are_alternating() -> None:
     pair = [(n * 5_000, "xy"[n % 2], 777) for n in range(30)]
     found = seen(only("collusion"), numbered([*crowd(chance, 300), *pair]))
     assert [one.evidence["kind"] for one in found] == ["alternating"]
+
+
+@pytest.mark.parametrize("late_ms", [11_000, 600_000])
+def test_two_next_to_each_other_in_the_log_alone_are_no_pair(late_ms: int) -> None:
+    """The second one's events come late: they were not at the same time, nor in turn."""
+    given = crowd(random.Random(6), 700)
+    for n in range(14):
+        given += [(600_000 + n * 30_000, "x", 4000 + n), (600_400 + n * 30_000, "y", 4000 + n)]
+    given.sort()
+    late = [(at - late_ms if who == "y" else at, who, stake) for at, who, stake in given]
+    assert [one.player_id for one in seen(only("collusion"), wagers(*given))] == ["y"]
+    assert seen(only("collusion"), wagers(*late)) == []
 
 
 @pytest.mark.parametrize("why", ["few players", "half of what they play", "too far apart"])

@@ -5,16 +5,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NoReturn
 
-from leaderboard.audit.store import LogStore, Shard
+from leaderboard.audit.store import LogStore, Shard, check_same
 from leaderboard.audit.tiles import CHECKPOINT
-from leaderboard.errors import FencedError, LogConflictError, TransientError
+from leaderboard.errors import FencedError, TransientError
 
 _PASSING: Final = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EMFILE, errno.ENFILE}
 _REMOVED: Final = errno.ENOENT
@@ -38,6 +38,8 @@ class DirectoryLogStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._safe: set[Path] = set()
+        """Folders whose names are on the disk, and those of all above them."""
 
     def read(self, path: str) -> bytes | None:
         try:
@@ -50,18 +52,32 @@ class DirectoryLogStore:
     def write(self, files: Mapping[str, bytes]) -> None:
         try:
             folders = {(self._folder / path).parent for path in files}
-            made = {folder for one in sorted(folders) for folder in self._make(one)}
+            self._make(folders)
             list(_WRITERS.map(self._write, files.items()))
-            list(_WRITERS.map(_sync_folder, folders | made))
+            self._sync(folders)
         except OSError as error:
             _refuse(error)
 
-    def _make(self, folder: Path) -> Iterator[Path]:
-        """Make a folder; those that have a new name in them by that."""
-        if not folder.is_dir():
-            yield from self._make(folder.parent)
-            folder.mkdir(exist_ok=True)
-            yield folder.parent
+    def _make(self, folders: Iterable[Path]) -> None:
+        for folder in folders:
+            if not folder.is_dir():
+                self._safe.discard(folder)
+                folder.mkdir(parents=True, exist_ok=True)
+
+    def _sync(self, folders: Set[Path]) -> None:
+        """What was put into these folders is on the disk. One that is there may have been made by
+        an append that broke off before its name was safe, here or in another process."""
+        fresh = folders - self._safe
+        above = {parent for folder in fresh for parent in self._above(folder)}
+        list(_WRITERS.map(_sync_folder, folders | above))
+        self._safe |= fresh
+
+    def _above(self, folder: Path) -> Iterator[Path]:
+        """Up to the folder of all shards, which is never made."""
+        for parent in folder.parents:
+            yield parent
+            if parent == self._folder.parent.parent:
+                return
 
     def _write(self, file: tuple[str, bytes]) -> None:
         path, content = file
@@ -71,15 +87,14 @@ class DirectoryLogStore:
             # Unlike a rename, a link does not replace what another writer was first to put.
             os.link(new, place)
         except FileExistsError:
-            if self.read(path) != content:
-                raise LogConflictError(str(place)) from None
+            check_same(str(place), self.read(path), content)
         finally:
             new.unlink(missing_ok=True)
 
     def replace_checkpoint(self, before: bytes | None, after: bytes) -> None:
         place = self._folder / CHECKPOINT
         try:
-            made = {*self._make(self._folder)}
+            self._make([self._folder])
             with self._alone():
                 there = self.read(CHECKPOINT)
                 if there == after:
@@ -87,8 +102,7 @@ class DirectoryLogStore:
                 if there != before:
                     raise FencedError(f"{place} is not what we have written there")
                 _put_aside(place, after).replace(place)
-                for folder in {self._folder, *made}:
-                    _sync_folder(folder)
+                self._sync({self._folder})
         except OSError as error:
             _refuse(error)
 
@@ -104,6 +118,7 @@ class DirectoryLogStore:
                 place = self._folder / path
                 place.unlink(missing_ok=True)
                 if place.parent.name.endswith(".p"):
+                    self._safe.discard(place.parent)
                     _remove_if_empty(place.parent)
         except OSError as error:
             _refuse(error)
@@ -135,11 +150,17 @@ class DirectoryLogStores:
 
 def _put_aside(place: Path, content: bytes) -> Path:
     """A new file beside `place`, whole and on the disk."""
-    new = place.with_name(f"{_NEW}{place.name}-{os.getpid()}-{threading.get_ident()}")
-    with new.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    # Never one that a crash has left: it may be a second name of what is there by now, and pids
+    # come again, in containers after every start.
+    new = place.with_name(f"{_NEW}{place.name}-{secrets.token_hex(8)}")
+    try:
+        with new.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        new.unlink(missing_ok=True)  # each try has another name: a full disk would get fuller
+        raise
     return new
 
 

@@ -33,6 +33,8 @@ MAX_TOKEN_LENGTH: Final = 8 * 1024
 MAX_JWKS_BYTES: Final = 256 * 1024
 MAX_KEYS: Final = 64
 LEEWAY_SECONDS: Final = 30
+LATEST_S: Final = 2**53 // 1000
+"""Later ends are no times: they stand in milliseconds wherever a socket's end does."""
 PROVEN_TOKENS: Final = 10_000
 """Of so many callers each process remembers that their signature is right (some 5 MB)."""
 FETCH_SECONDS: Final = 2.0
@@ -242,6 +244,8 @@ def _caller(claims: Mapping[str, Any]) -> Caller:
     subject, roles = claims["sub"], claims.get("roles", [])
     if not isinstance(subject, str) or not 0 < len(subject) <= 256:
         raise UnauthenticatedError("the token names nobody")
+    if not 0 < claims["exp"] < LATEST_S:  # 1e300 is a number, too
+        raise UnauthenticatedError("the token's end is no time")
     known = ROLES & {role for role in roles if isinstance(role, str)} if _is_list(roles) else set()
     return Caller(subject, frozenset(known), int(claims["exp"]) * 1000)
 

@@ -21,9 +21,9 @@ from obstore.exceptions import (
 )
 from obstore.store import ObjectStore, S3Store
 
-from leaderboard.audit.store import LogStore, Shard
+from leaderboard.audit.store import LogStore, Shard, check_same
 from leaderboard.audit.tiles import CHECKPOINT
-from leaderboard.errors import FencedError, LogConflictError, TransientError
+from leaderboard.errors import FencedError, TransientError
 
 # A store answers many at once as quickly as one.
 _WRITERS: Final = ThreadPoolExecutor(16, thread_name_prefix="log-objects")
@@ -57,8 +57,8 @@ class ObjectLogStore:
 
     def _write(self, file: tuple[str, bytes]) -> None:
         path, content = file
-        if not self._put(path, content, "create") and self.read(path) != content:
-            raise LogConflictError(self._prefix + path)
+        if not self._put(path, content, "create"):
+            check_same(self._prefix + path, self.read(path), content)
 
     def _put(self, path: str, content: bytes, mode: obstore.PutMode) -> bool:
         """False where the condition does not hold."""

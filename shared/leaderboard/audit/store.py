@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from leaderboard.errors import LogConflictError, TransientError
+
 
 class Shard(NamedTuple):
     """One log: all that one partition of a topic says. As text, and in paths: `wagers/3`."""
@@ -51,3 +53,13 @@ class LogStores(Protocol):
 
     def shards(self) -> Sequence[Shard]:
         """The shards that have a checkpoint, in order."""
+
+
+def check_same(path: str, there: bytes | None, content: bytes) -> None:
+    """Of a file that could not be made as there was one. Raises LogConflictError where it has other
+    bytes; TransientError where it can't be seen: somebody is writing it (S3 then answers 409), or
+    has just removed it. Both will have changed by the next try."""
+    if there is None:
+        raise TransientError(f"the audit log's store: {path} is being written by somebody else")
+    if there != content:
+        raise LogConflictError(path)

@@ -209,7 +209,8 @@ def _compare_beside(
     given = (work.witness, work.keys, work.forgotten, work.faults.put)
     for place, end in _shards(work, GDPR_EVENTS, ends):
         with _told_of(work, place):
-            work.forgotten.take_notices(place, _entries(work, place, end))
+            entries = _entries(work, place, end)
+            work.forgotten.take_notices(place, entries, end, work.faults.put)
     attempts = AttemptCheck(*given, work.attempts_since_ms)
     for place, end in _shards(work, CONNECTIONS, ends):
         with _told_of(work, place):
