@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+from zlib import crc32
 
 from leaderboard import events as ev
 from leaderboard import telemetry
@@ -23,10 +24,12 @@ from leaderboard.fraud_rules import RULES, parameters_of
 from leaderboard.model import Disposition, Offset, PositionChange, State, TournamentId
 from leaderboard.ports import BatchApplied
 
-HELD: Final = 100_000
-"""Habits and ways up in memory, of all tournaments; those used longest ago are read again when
-they are needed."""
-KEPT_WHOLE_AFTER: Final = 20_000
+HELD: Final = 250_000
+"""Habits and ways up in memory, of all tournaments, some 800 bytes each; what goes is read again
+when it is needed, which takes longer than looking at a hundred wagers."""
+PLAYED_TURNS: Final = 10_000
+"""A tournament without a wager in so many batches of this process is not being played."""
+KEPT_WHOLE_AFTER: Final = 4_000
 """Wagers and climbs behind a whole before it is kept anew, or four times as many as it has habits:
 that is dear, and so is reading a long tail."""
 logger = logging.getLogger("on-wager")
@@ -46,6 +49,8 @@ class _Held:
     """Wagers and climbs behind the whole that is kept."""
     unkept: list[Piece] = field(default_factory=list)
     wants_whole: bool = False
+    used: int = 0
+    """In which turn of the process."""
 
 
 class Suspicions:
@@ -56,6 +61,7 @@ class Suspicions:
         self._players = players
         self._limit = held
         self._held: OrderedDict[TournamentId, _Held] = OrderedDict()
+        self._turn = 0
         for rule in RULES:
             telemetry.FRAUD_ALERTS.labels(rule)  # from 0 on: else nobody sees the first one come
 
@@ -138,6 +144,7 @@ class Suspicions:
         held = self._held.get(tournament_id)
         if held is not None and held.log_id == log_id:
             self._held.move_to_end(tournament_id)
+            held.used = self._turn
             return held
         kept = self._watches.read(tournament_id)
         if kept is not None and kept.log_id == log_id:
@@ -150,15 +157,25 @@ class Suspicions:
             watch = Watch(parameters_of(_said(terms.rules)), self._players)
             stands = None if kept is None else kept.offset
             held = _Held(watch, log_id, stands, Offset(-1), 0, wants_whole=True)
+        held.used = self._turn
         self._held[tournament_id] = held
         return held
 
     def _shrink(self) -> None:
+        """Let some go, but the last. Tournaments come in turns: of a few more than fit, the one
+        that was used longest ago would always be the next that is needed. So it is always the same
+        ones that go, unless there are others that nobody plays in any more."""
+        self._turn += 1
         total = sum(len(one.watch) for one in self._held.values())
-        for tournament_id, held in list(self._held.items())[:-1]:
+        if total <= self._limit:
+            return
+        others = list(self._held)[:-1]
+        oldest = self._turn - PLAYED_TURNS
+        others.sort(key=lambda name: (self._held[name].used > oldest, crc32(name.encode())))
+        for tournament_id in others:
             if total <= self._limit:
                 break
-            if not held.unkept:
+            if not (held := self._held[tournament_id]).unkept:
                 total -= len(held.watch)
                 del self._held[tournament_id]
 

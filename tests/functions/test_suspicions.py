@@ -15,7 +15,7 @@ from hosting import Hosted
 from leaderboard import events as ev
 from leaderboard.fold import LogEntry
 from leaderboard.fraud_rules import RULES
-from leaderboard.model import Disposition
+from leaderboard.model import Disposition, TournamentId
 from logs import START_MS, ended, erased, scheduled
 from plays import MONEY, SENSITIVE, oracle_alerts, played, suspicious_log
 from ports import Countdown
@@ -250,6 +250,61 @@ def test_little_is_held_at_a_time_and_the_rest_is_read_again(on_wager: Hosted) -
         largest = max(largest, len(reader.function._suspicions._held))
     assert largest < len(TOURNAMENTS)
     assert alerts(ports) == oracle_alerts(main_of(on_wager), entries)
+
+
+def in_turns(names: Sequence[TournamentId], rounds: int, first: int = 0) -> list[LogEntry]:
+    """A wager in each of these tournaments, again and again; places from `first` on."""
+    plays = [scheduled(0, **MONEY, fraud=SENSITIVE)]
+    plays += [played(n, f"p{n % 5}", 50, after_ms=n * 30_000) for n in range(1, rounds)]
+    turns = [(name, play) for play in plays for name in names]
+    return [moved_to(name, play, at) for at, (name, play) in enumerate(turns, first)]
+
+
+def reads_where_half_fits(
+    on_wager: Hosted, entries: Sequence[LogEntry], names: int
+) -> list[TournamentId]:
+    """Whose watches were read, and in the end all alerts are there."""
+    ports = memory_ports()
+    read = ports.watches.read
+    reads: list[TournamentId] = []
+
+    def counted(name: TournamentId) -> Any:
+        reads.append(name)
+        return read(name)
+
+    ports.watches.read = counted  # type: ignore[method-assign]
+    make = maker(on_wager, ports)
+
+    def small() -> Any:
+        function = make()
+        function._suspicions._limit = 5 * names // 2
+        return function
+
+    reader = Reader(entries, small, seed=1)
+    reader.run()
+    assert len(reader.function._suspicions._held) < names
+    assert alerts(ports) == oracle_alerts(main_of(on_wager), entries)
+    return reads
+
+
+def test_more_tournaments_than_fit_are_not_all_read_each_time(on_wager: Hosted) -> None:
+    """Had the one to go been the one that was used longest ago, 483 of 720 would be read."""
+    names = [TournamentId(f"t{number}") for number in range(12)]
+    entries = in_turns(names, 60)
+    reads = reads_where_half_fits(on_wager, entries, len(names))
+    assert len(names) < len(reads) < 0.6 * len(entries)
+
+
+def test_tournaments_in_which_nobody_plays_make_room(
+    on_wager: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main_of(on_wager), "PLAYED_TURNS", 4)
+    before = [TournamentId(f"before{number}") for number in range(6)]
+    now = [TournamentId(f"now{number}") for number in range(5)]
+    entries = in_turns(before, 60)
+    entries += in_turns(now, 60, first=len(entries))
+    reads = reads_where_half_fits(on_wager, entries, 12)
+    assert sum(name in now for name in reads) < 3 * len(now)
 
 
 @pytest.mark.parametrize("wholes_after", [1, 20_000])
