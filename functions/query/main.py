@@ -376,6 +376,7 @@ app = HttpApp(
     tokens=tokens,
     door=door_of(_client, _limits.failed_tokens),
     client_address=_limits.client_address,
+    is_public=True,
     ready=Needs(
         {"redis or database": lambda: reads().check(lambda: check(_client()))},
         stores={

@@ -56,10 +56,8 @@ def _reconcile(state: dict[str, Any]) -> None:
         }
     status["latestCreatedRevisionName"] = latest
     status["observedGeneration"] = meta["generation"]
-    status["traffic"] = [
-        {"revisionName": one.get("revisionName", latest), "percent": one.get("percent", 0)}
-        for one in spec["traffic"]
-    ]
+    # As Knative tells it: `latestRevision` has become a name, and of a tag there is an address.
+    status["traffic"] = [{"revisionName": latest, "percent": 0, **one} for one in spec["traffic"]]
     for share in status["traffic"]:
         revision = revisions[share["revisionName"]]
         tag = revision["spec"]["containers"][0]["image"].rpartition(":")[2]
@@ -80,18 +78,27 @@ def _answer(state: dict[str, Any], arguments: list[str]) -> dict[str, Any]:
         if total != 100:
             sys.exit(f"Error from server (BadRequest): traffic targets sum to {total}, want 100")
         spec = service["spec"]
+        before = json.dumps(spec)
         spec["traffic"] = change["spec"]["traffic"]
         template = change["spec"].get("template")
         if template:
             spec["template"]["spec"] |= template["spec"]
-        service["metadata"]["generation"] += 1
+        notes = service["metadata"].setdefault("annotations", {})
+        for name, text in change.get("metadata", {}).get("annotations", {}).items():
+            notes.pop(name, None) if text is None else notes.update({name: text})
+        service["metadata"]["generation"] += json.dumps(spec) != before
         service["metadata"]["resourceVersion"] += "0"
         _reconcile(state)
         return dict(service)
     if kind == "services":
         if arguments[2] != state["service"]["metadata"]["name"]:
             sys.exit(f'Error from server (NotFound): services "{arguments[2]}" not found')
-        return dict(state["service"])
+        seen = json.loads(json.dumps(state["service"]))
+        if state["calls"] and state.get("restless"):
+            # Its status changes right after somebody has looked at it.
+            state["restless"] -= 1
+            state["service"]["metadata"]["resourceVersion"] += "1"
+        return dict(seen)
     if kind == "pods":
         revision = state["revisions"][options["--selector"].partition("=")[2]]
         shares = {s["revisionName"]: s["percent"] for s in state["service"]["status"]["traffic"]}

@@ -147,6 +147,101 @@ def test_rollout_that_was_taken_back_can_be_begun_again(scene: Scene) -> None:
     assert OLD not in scene.shares()
 
 
+def test_image_that_was_taken_back_can_be_tried_once_more(scene: Scene, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    once = check(tmp_path, f"[ -e {gone} ] || {{ touch {gone}; echo no answer >&2; exit 1; }}")
+    assert "no answer; taken back" in scene.run("query:2", "--check", once).stderr
+    done = scene.run("query:2", "--check", once)
+    assert done.returncode == 0, done.stderr
+    assert scene.shares() == {NEW: 100}
+    assert scene.state()["revisions"].keys() == {OLD, NEW}
+
+
+def test_back_does_not_lead_to_what_was_taken_back(scene: Scene, tmp_path: Path) -> None:
+    """The revision made before the one that serves had failed its check."""
+    assert scene.run("query:2", "--check", check(tmp_path, "exit 1")).returncode == 1
+    assert scene.run("query:3").returncode == 0
+    assert OLD not in scene.shares()
+    done = scene.run("--back")
+    assert done.returncode == 0, done.stderr
+    assert scene.shares() == {OLD: 100}
+
+
+def test_back_after_a_plain_apply_is_to_the_revision_before_it(scene: Scene) -> None:
+    assert scene.run("query:2").returncode == 0
+    apply_by_hand(scene, "query:3", [{"latestRevision": True, "percent": 100}])
+    assert scene.shares().keys().isdisjoint({OLD, NEW})
+    assert scene.run("--back").returncode == 0
+    assert scene.shares() == {NEW: 100}
+
+
+def apply_by_hand(scene: Scene, image: str, traffic: list[dict[str, Any]]) -> None:
+    """Somebody else's change of the Service."""
+    containers = [{**scene.state()["service"]["spec"]["template"]["spec"]["containers"][0]}]
+    containers[0]["image"] = image
+    change = {"spec": {"template": {"spec": {"containers": containers}}, "traffic": traffic}}
+    arguments = ["patch", "services.serving.knative.dev", "query", "--patch", json.dumps(change)]
+    program = [sys.executable, fake_kubectl.__file__, str(scene.path)]
+    subprocess.run([*program, *arguments], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("percent", [0, 50, 100])
+def test_what_somebody_else_applies_meanwhile_gets_nothing(
+    scene: Scene, tmp_path: Path, percent: int
+) -> None:
+    """It was checked by nobody; and theirs would have had everything at our last step."""
+    begun, go_on = tmp_path / "begun", tmp_path / "go-on"
+    waiting = f'[ "$PERCENT" = {percent} ] || exit 0; touch {begun}; until [ -e {go_on} ]; do sleep 0.1; done'
+    with subprocess.Popen(
+        scene.command("query:2", "--check", check(tmp_path, waiting), "--timeout", "20"),
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        until = time.monotonic() + 30
+        while not begun.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        apply_by_hand(scene, "query:3", scene.state()["service"]["spec"]["traffic"])
+        go_on.touch()
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert f"somebody else has changed query meanwhile; taken back, {OLD} has 100 %" in told
+    assert scene.shares() == {OLD: 100}
+    given = [call["spec"]["traffic"] for call in scene.state()["calls"]]
+    assert [{"latestRevision": True, "percent": 100}] not in given
+
+
+def test_status_that_changes_stops_no_step(scene: Scene) -> None:
+    """A Service's version changes with its status, too: only its spec is anybody's work."""
+    state = scene.state()
+    state["restless"] = 4
+    scene.path.write_text(json.dumps(state), "utf-8")
+    done = scene.run("query:2")
+    assert done.returncode == 0, done.stderr
+    assert scene.state()["restless"] == 0
+    assert scene.shares() == {NEW: 100}
+
+
+@pytest.mark.parametrize("percent", [0, 10, 50])
+def test_back_ends_a_rollout_that_nobody_ended(
+    scene: Scene, tmp_path: Path, percent: int
+) -> None:
+    """Killed in the middle, with a revision older than the one that served: that one is not it."""
+    assert scene.run("query:2").returncode == 0
+    begun = tmp_path / "begun"
+    waiting = check(tmp_path, f'[ "$PERCENT" = {percent} ] || exit 0; touch {begun}; sleep 1')
+    with subprocess.Popen(scene.command("query:3", "--check", waiting)) as process:
+        until = time.monotonic() + 30
+        while not begun.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        process.kill()
+    again = scene.run("query:4")
+    assert again.returncode == 1
+    assert "end the rollout that is going on" in again.stderr
+    done = scene.run("--back")
+    assert done.returncode == 0, done.stderr
+    assert scene.shares() == {NEW: 100}
+    assert scene.run("query:4").returncode == 0
+
+
 def test_second_rollout_at_a_time_is_refused(scene: Scene) -> None:
     state = scene.state()
     state["revisions"][NEW] = {**state["revisions"][OLD]}

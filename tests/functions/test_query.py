@@ -373,6 +373,20 @@ def test_both_away_is_503_and_not_ready() -> None:
         assert one.client.get("/healthz").status_code == 200
 
 
+def test_world_is_told_that_query_is_not_ready_and_no_place() -> None:
+    """As Knative's proxy hands requests on; `kubectl port-forward` comes without."""
+    with hosted("query") as one:
+        inside, outside = (
+            one.client.get("/readyz", headers=headers)
+            for headers in ({}, {"X-Forwarded-For": "203.0.113.7, 10.1.0.9"})
+        )
+        assert inside.status_code == outside.status_code == 503
+        assert "127.0.0.1" in inside.text
+        assert set(outside.get_json()["dependencies"].values()) == {"not ready"}
+        assert one.client.get("/metrics", headers={"X-Forwarded-For": "::1"}).status_code == 404
+        assert one.client.get("/metrics").status_code == 200
+
+
 def test_one_of_the_two_is_enough_to_be_ready(
     without_redis: Hosted, without_record: Hosted
 ) -> None:

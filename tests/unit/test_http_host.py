@@ -404,6 +404,32 @@ def test_not_ready_names_the_dependency_and_the_reason_and_no_secret() -> None:
     }
 
 
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "x-forwarded-for", "Forwarded"])
+def test_the_world_is_not_told_where_our_stores_are(header: str) -> None:
+    """Whoever comes through a proxy; inside everything is told, and everywhere of a function that
+    the world does not reach."""
+
+    def away() -> None:
+        raise TransientError("Redis: no way to redis://10.0.0.1:6379")
+
+    stores = {"redis": away, "keys": lambda: None}
+    public = _client(HttpApp("host", ROUTES, ready=stores, is_public=True))
+    private = _client(HttpApp("host", ROUTES, ready=stores))
+    outside = {header: "203.0.113.7"}
+    told = public.get("/readyz", headers=outside)
+    assert told.status_code == 503
+    assert told.get_json() == {
+        "ready": False,
+        "dependencies": {"redis": "not ready", "keys": "ready"},
+    }
+    hidden = public.get("/metrics", headers=outside)
+    assert _problem(hidden)["status"] == 404
+    assert "leaderboard_" not in hidden.text
+    for client, headers in ((public, {}), (private, outside)):
+        assert "10.0.0.1" in client.get("/readyz", headers=headers).text
+        assert "leaderboard_request_seconds" in client.get("/metrics", headers=headers).text
+
+
 def test_what_is_away_is_logged_once_a_change(caplog: pytest.LogCaptureFixture) -> None:
     errors: list[Exception] = [TransientError("away"), TransientError("still"), NotLetInError("no")]
     given = iter([*errors, None, TransientError("again")])

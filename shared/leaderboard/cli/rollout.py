@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import click
@@ -29,7 +29,13 @@ _SERVICE: Final = "services.serving.knative.dev"
 _REVISION: Final = "revisions.serving.knative.dev"
 _OF_SERVICE: Final = "serving.knative.dev/service"
 _GENERATION: Final = "serving.knative.dev/configurationGeneration"
+SERVED_BEFORE: Final = "leaderboard.io/served-before"
+"""Annotation of a Service, `new=old`: whom the last rollout took everything from, while `new` has
+it. Not always the one made before: that may be a candidate that was taken back."""
+_TRIES: Final = 5
+"""The version of a Service changes with its status, too."""
 Manifest = dict[str, Any]
+_NONE: Final[Mapping[str, str | None]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,7 @@ class StepError(CommandError):
     """A step that did not do; the rollout is taken back."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rollout:
     """One Service's way from one revision to another. `told` gets each step in a line."""
 
@@ -92,6 +98,8 @@ class Rollout:
     watch_seconds: float
     check: str | None
     told: Callable[[str], None]
+    _generation: int = field(default=0, init=False)
+    """Of the Service's spec after our last change: another one is somebody else's."""
 
     def forward(self, image: str, steps: Sequence[int]) -> str:
         """The new revision, which has everything now. Raises StepError after it was taken back,
@@ -99,7 +107,8 @@ class Rollout:
         found = self.kubectl.service(self.service)
         old = self._serving(found)
         containers = found["spec"]["template"]["spec"]["containers"]
-        if containers[0]["image"] == image:
+        has_it = containers[0]["image"] == image
+        if has_it and found["status"].get("latestCreatedRevisionName") == old:
             raise CommandError(f"{self.service} has the image {image} already")
         template = {"spec": {"containers": [{**containers[0], "image": image}, *containers[1:]]}}
         self.told(f"{old} serves; {image} is started beside it")
@@ -109,8 +118,9 @@ class Rollout:
             "metadata": {"resourceVersion": found["metadata"]["resourceVersion"]},
             "spec": {"template": template, "traffic": [_share(old, 100)]},
         }
-        before = found["metadata"]["generation"]
-        self.kubectl.patch(self.service, change)
+        # One that was taken back, tried once more, is the same revision.
+        before = found["metadata"]["generation"] - has_it
+        self._generation = self.kubectl.patch(self.service, change)["metadata"]["generation"]
         try:
             new = self._created(old, before)
             self._route(old, new, 0)
@@ -119,8 +129,9 @@ class Rollout:
             for percent in steps:
                 self._route(old, new, percent)
                 self._watch(new, percent)
-            # As it is without a rollout: what is applied next is served.
-            self._patch_traffic([{"latestRevision": True, "percent": 100}])
+            # As it is without a rollout: what is applied next is served. What somebody else made
+            # meanwhile was checked by nobody, and is not.
+            self._go_on([{"latestRevision": True, "percent": 100}], {SERVED_BEFORE: f"{new}={old}"})
         except (CommandError, KeyboardInterrupt) as error:
             said = "stopped by hand" if isinstance(error, KeyboardInterrupt) else str(error)
             try:
@@ -132,28 +143,43 @@ class Rollout:
         return new
 
     def back(self, to: str | None) -> str:
-        """Give everything to revision `to`, or to the one before; in one step. Its name."""
+        """Give everything to revision `to`, or to the one that had it before; in one step. Its
+        name."""
         if to is None:
-            shares = self.kubectl.service(self.service)["status"].get("traffic", [])
-            now: Manifest = max(shares, key=lambda one: one.get("percent") or 0, default={})
-            names = [one["metadata"]["name"] for one in self.kubectl.revisions(self.service)]
-            later = names[names.index(now["revisionName"]) + 1 :] if now else []
-            if not later:
-                raise CommandError(f"{self.service} has no revision before the one that serves")
-            to = later[0]
+            to = self._before()
         self._expect_ready(to)
-        self._patch_traffic([_share(to, 100)])
+        self._patch_traffic([_share(to, 100)], {SERVED_BEFORE: None})
         self._wait_for_share(to, 100)
         return to
+
+    def _before(self) -> str:
+        """Who had everything before the rollout that is going on, or before the last one."""
+        found = self.kubectl.service(self.service)
+        names = [one["metadata"]["name"] for one in self.kubectl.revisions(self.service)]
+        serving, candidates = _shared(found)
+        known = [name for name in names if name in serving]
+        if len(known) > 1 or (known and candidates - serving):
+            return known[-1]  # a rollout that nobody ended: its candidate is the newest
+        noted: str = found["metadata"].get("annotations", {}).get(SERVED_BEFORE, "")
+        new, _, old = noted.partition("=")
+        if known == [new] and old in names:
+            return old
+        later = names[names.index(known[0]) + 1 :] if known else []
+        if not later:
+            raise CommandError(f"{self.service} has no revision before the one that serves")
+        return later[0]
 
     # --- steps -----------------------------------------------------------------------------------
 
     def _serving(self, found: Manifest) -> str:
         shares = [one for one in found["status"].get("traffic", []) if one.get("percent")]
-        if len(shares) != 1:
-            told = ", ".join(f"{s['revisionName']} {s['percent']} %" for s in shares) or "nothing"
+        serving, candidates = _shared(found)
+        if len(shares) != 1 or candidates - serving:
+            parts = [f"{one['revisionName']} {one['percent']} %" for one in shares]
+            parts += [f"{name} 0 %" for name in sorted(candidates - serving)]
             raise CommandError(
-                f"{self.service} serves {told}: end the rollout that is going on (--back) first"
+                f"{self.service} serves {', '.join(parts) or 'nothing'}: end the rollout that is "
+                "going on (--back) first"
             )
         name: str = shares[0]["revisionName"]
         return name
@@ -183,7 +209,7 @@ class Rollout:
     def _route(self, old: str, new: str, percent: int) -> None:
         self.told(f"{new} gets {percent} %")
         shares = [_share(old, 100 - percent), {**_share(new, percent), "tag": CANDIDATE}]
-        self._patch_traffic([one for one in shares if one["percent"] or "tag" in one])
+        self._go_on([one for one in shares if one["percent"] or "tag" in one])
         if percent:
             self._wait_for_share(new, percent)
 
@@ -196,8 +222,31 @@ class Rollout:
 
         self._until(look, f"{name} has not got {percent} %")
 
-    def _patch_traffic(self, shares: Sequence[Manifest]) -> None:
-        self.kubectl.patch(self.service, {"spec": {"traffic": list(shares)}})
+    def _go_on(self, shares: Sequence[Manifest], notes: Mapping[str, str | None] = _NONE) -> None:
+        """A step forward, from where our last one led and from nowhere else."""
+        for left in reversed(range(_TRIES)):
+            found = self.kubectl.service(self.service)["metadata"]
+            if found["generation"] != self._generation:
+                raise StepError(f"somebody else has changed {self.service} meanwhile")
+            try:
+                done = self._patch_traffic(shares, notes, found["resourceVersion"])
+            except CommandError as error:
+                if not left or "(Conflict)" not in str(error):
+                    raise
+            else:
+                self._generation = done["metadata"]["generation"]
+                return
+
+    def _patch_traffic(
+        self,
+        shares: Sequence[Manifest],
+        notes: Mapping[str, str | None] = _NONE,
+        version: str | None = None,
+    ) -> Manifest:
+        metadata: Manifest = {"annotations": dict(notes)} if notes else {}
+        metadata |= {"resourceVersion": version} if version is not None else {}
+        change: Manifest = {"spec": {"traffic": list(shares)}}
+        return self.kubectl.patch(self.service, {"metadata": metadata, **change})
 
     def _watch(self, new: str, percent: int) -> None:
         """The revision stays sound for the time, and the check (where there is one) agrees."""
@@ -242,6 +291,13 @@ class Rollout:
                 raise StepError(f"{what} after {self.ready_seconds:g} s{reason}")
             time.sleep(LOOK_SECONDS)
         return found
+
+
+def _shared(service: Manifest) -> tuple[set[str], set[str]]:
+    """Revisions that have a share, and those that a rollout has put beside them."""
+    traffic = service["status"].get("traffic", [])
+    serving = {one["revisionName"] for one in traffic if one.get("percent")}
+    return serving, {one["revisionName"] for one in traffic if one.get("tag") == CANDIDATE}
 
 
 def _share(revision: str, percent: int) -> Manifest:

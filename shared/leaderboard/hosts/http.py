@@ -38,13 +38,14 @@ from leaderboard.errors import (
 )
 from leaderboard.hosts.collector import settle
 from leaderboard.hosts.framework import PROBLEM_TYPE, SAFE, problem_body
-from leaderboard.hosts.readiness import Check, Needs, Readiness
+from leaderboard.hosts.readiness import READY, Check, Needs, Readiness
 
 MAX_BODY_BYTES: Final = 64 * 1024
 DISCARDED_BYTES: Final = 4 * 1024 * 1024
 """Read and thrown away of a body that is too large, so that its sender gets the answer."""
 SETTLES_AT: Final = frozenset({20, 1000})
 """Answers after which what a process keeps has been made: drivers, connections, schemas."""
+_OF_PROXIES: Final = ("X-Forwarded-For", "Forwarded")
 _ALLOWED_HEADERS: Final = "authorization, content-type, idempotency-key, if-none-match"
 _EXPOSED_HEADERS: Final = "Date, ETag, Location, RateLimit, RateLimit-Policy, Retry-After"
 logger = logging.getLogger(__name__)
@@ -144,7 +145,8 @@ class HttpApp:
     is away, or is `Needs`. `origins` are the web origins whose pages may call. `door` counts for
     the routes that have a limit. A client's address is the last element of X-Forwarded-For,
     appended by the proxy before us, or the first, where that is a gateway's which overwrites the
-    header."""
+    header. Of one that `is_public` the world sees no metrics, and not why it is not ready: that is
+    for those who reach its port without any proxy in between."""
 
     def __init__(
         self,
@@ -156,6 +158,7 @@ class HttpApp:
         origins: Sequence[str] = (),
         door: Door | None = None,
         client_address: Literal["first", "last"] = "last",
+        is_public: bool = False,
     ) -> None:
         self.name = name
         self.routes = (*routes, *self._own_routes())
@@ -164,6 +167,7 @@ class HttpApp:
         self._origins = frozenset(origins)
         self._door = door
         self._client_address = client_address
+        self._is_public = is_public
         self._answered = itertools.count(1)
         self._map = Map(
             [Rule(r.path, methods=[r.method], endpoint=i) for i, r in enumerate(self.routes)],
@@ -282,7 +286,9 @@ class HttpApp:
         return (
             Route("GET", "/healthz", "The process is alive.", self._healthz, None),
             Route("GET", "/readyz", "Its dependencies answer.", self._readyz, None),
-            Route("GET", "/metrics", "Prometheus exposition.", _metrics, None, documented=False),
+            Route(
+                "GET", "/metrics", "Prometheus exposition.", self._metrics, None, documented=False
+            ),
             Route("GET", "/openapi.json", "This description.", self._openapi, None),
         )
 
@@ -294,8 +300,23 @@ class HttpApp:
         if is_ready and not self._is_prepared:
             self._is_prepared = True
             threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
+        if self._is_seen_by_the_world(call):
+            # Reasons say where our stores are.
+            state = {name: one if one == READY else "not ready" for name, one in state.items()}
         body = {"ready": is_ready, "dependencies": state}
         return Answer(body, status=200 if is_ready else 503)
+
+    def _metrics(self, call: Call) -> Answer:
+        if self._is_seen_by_the_world(call):
+            raise NotFoundError("these are told inside the cluster only")
+        headers = {"Content-Type": telemetry.METRICS_TYPE}
+        return Answer(telemetry.metrics_text(), headers=headers)
+
+    def _is_seen_by_the_world(self, call: Call) -> bool:
+        """Who comes from outside comes through proxies, and each of them says for whom it asks:
+        ingresses, gateways and Knative's own beside every function. Probes, Prometheus and
+        `kubectl port-forward` ask the port itself."""
+        return self._is_public and any(name in call.headers for name in _OF_PROXIES)
 
     def _prepare(self) -> None:
         """What the first caller with a token would wait for, and readiness does not need."""
@@ -435,11 +456,6 @@ def _told(error: ValidationError) -> list[dict[str, str]]:
         {"field": ".".join(map(str, one["loc"])), "detail": one["msg"]}
         for one in error.errors(include_url=False, include_input=False, include_context=False)
     ]
-
-
-def _metrics(call: Call) -> Answer:
-    headers = {"Content-Type": telemetry.METRICS_TYPE}
-    return Answer(telemetry.metrics_text(), headers=headers)
 
 
 def _respond(answer: Answer) -> Response:
