@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from audits import SIGNER, entries_of
 from leaderboard.adapters.directory_log import DirectoryLogStores
 from leaderboard.audit.log import AuditLog
@@ -55,6 +57,17 @@ def test_witness_signs_every_shard_and_a_fork_is_told(tmp_path: Path) -> None:
     away = run(tmp_path, "cosign", server.url, key, "wagers/3")
     assert away.returncode == 1
     assert away.stdout.startswith("fault: wagers/3: witness at http://127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "words", [["cosign", "http://127.0.0.1:1", str(WITNESS)], ["export", "out"], ["verify"]]
+)
+def test_log_without_a_shard_is_no_success(tmp_path: Path, words: list[str]) -> None:
+    """A timer that asks at the wrong place has to ring."""
+    (tmp_path / "log").mkdir()
+    done = run(tmp_path, *words)
+    assert done.returncode == 1
+    assert "there is no shard at AUDIT_LOG_URL" in done.stderr
 
 
 def test_key_that_is_none_is_said_to_be_so(tmp_path: Path) -> None:

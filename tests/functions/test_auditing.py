@@ -575,12 +575,12 @@ def test_head_is_of_one_moment_also_while_a_batch_is_being_signed(tmp_path: Path
             return getattr(self._store, name)
 
         def remove(self, paths: Iterable[str]) -> None:
-            scene.tick()
+            looked.tick()
             self._store.remove(paths)
 
-    scene = Scene(tmp_path, Looking)
-    scene.wagers(scheduled(0), scored(1, ALICE, 5))
-    scene.wagers(*(scored(n, ALICE, 5) for n in range(2, TILE_WIDTH + 9)))
-    scene.tick()
-    (head,) = SqlPseudonyms(scene.engine, TOMBSTONE_KEY).heads([PLACE])
+    looked = Scene(tmp_path, Looking)
+    looked.wagers(scheduled(0), scored(1, ALICE, 5))
+    looked.wagers(*(scored(n, ALICE, 5) for n in range(2, TILE_WIDTH + 9)))
+    looked.tick()
+    (head,) = SqlPseudonyms(looked.engine, TOMBSTONE_KEY).heads([PLACE])
     assert (head.size, head.next_offset) == (TILE_WIDTH + 9, TILE_WIDTH + 9)

@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from leaderboard.cli.audit_log import (
     BROKEN,
+    NO_SHARD,
     SHOWN_FAULTS,
     Faults,
     Logs,
@@ -84,7 +85,7 @@ def verify(
     if not shards:
         wanted = sorted({*wanted, *heads, *(place for place, _ in known)})
     if not wanted:
-        raise CommandError("there is no shard at AUDIT_LOG_URL")
+        raise CommandError(NO_SHARD)
     keys = [witness_of(one) for one in witnesses]
     with progress() as bar:
         for place in wanted:
@@ -338,10 +339,10 @@ def _export(logs: Logs, folder: Path, shards: Sequence[str]) -> int:
         ) from None
     from leaderboard.audit_rebuild import AuditError
 
-    faults = Faults()
+    faults, places = Faults(), logs.found(shards)
     folder.mkdir(parents=True, exist_ok=True)
     with progress() as bar:
-        for place in logs.places(shards):
+        for place in places:
             file = folder / f"{place.topic}-{place.partition}.parquet"
             task = bar.add_task(f"{place}", total=None)
             try:

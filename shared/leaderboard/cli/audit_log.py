@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from leaderboard.cli.context import console, progress_console
+from leaderboard.cli.context import CommandError, console, progress_console
 from leaderboard.errors import LogCorruptError, NoteError, NotFoundError, SettingsError
 from leaderboard.model import Place
 from leaderboard.settings import AuditReaderSettings, load
@@ -28,6 +28,7 @@ SHOWN_FAULTS: Final = 100
 POLL_SECONDS: Final = 0.5
 LOOKED_AT: Final = 20
 """Leaves of each shard by which a wrong TOMBSTONE_KEY is known."""
+NO_SHARD: Final = "there is no shard at AUDIT_LOG_URL"
 BROKEN: Final = (LogCorruptError, NoteError, NotFoundError)
 """What is wrong with a log, or with a checkpoint of it."""
 
@@ -54,6 +55,14 @@ class Logs:
         if not wanted:
             return [Place(*shard) for shard in self._stores.shards()]
         return [_place_of(word) for word in wanted]
+
+    def found(self, wanted: Sequence[str] = ()) -> list[Place]:
+        """The same. Raises CommandError where there is none: a folder that is not mounted, or a
+        wrong prefix, looks like a log of which there is nothing to say."""
+        places = self.places(wanted)
+        if not places:
+            raise CommandError(NO_SHARD)
+        return places
 
     def origin_of(self, place: Place) -> str:
         return f"{self.origin}/{place}"

@@ -29,7 +29,7 @@ def cosign(url: str, key: str, shards: tuple[str, ...]) -> int:
 
     logs, faults, verifier = Logs(environment()), Faults(), witness_of(key)
     witness = HttpWitness(url)
-    for place in logs.places(shards):
+    for place in logs.found(shards):
         _cosign(logs, place, witness, verifier, faults)
     return faults.end()
 
