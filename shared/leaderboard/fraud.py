@@ -105,7 +105,10 @@ _TOLD: Final = -1
 _LINKS, _CLOSE, _TURNS, _LAST, _FIRST_COUNT, _SECOND_COUNT, _LATEST, _BEGAN = range(8)
 """Of a pair: meetings; close ones; those in turn; who came last; what both had wagered before;
 time of the last meeting and of the first."""
-_TAKEN, _OF_MINUTE, _HELD_BACK = range(3)
+_TAKEN, _OF_MINUTE, _HELD_BACK, _BEFORE = range(4)
+"""Of a budget: alerts of a minute, which minute, what was held back since the last one; and the
+same of the minutes before, as (minute, alerts), to which late events come back."""
+_MINUTES: Final = 8
 
 
 def _leave_after(times: list[int], horizon: int) -> None:
@@ -114,6 +117,16 @@ def _leave_after(times: list[int], horizon: int) -> None:
     while times[gone] <= horizon:
         gone += 1
     del times[:gone]
+
+
+def _turn_to(budget: list[Any], minute: int) -> None:
+    """From now on alerts are of this minute, which may have had some before."""
+    before = budget[_BEFORE]
+    known = [place for place, (of, _) in enumerate(before) if of == minute]
+    taken = before.pop(known[0])[1] if known else 0
+    before.append([budget[_OF_MINUTE], budget[_TAKEN]])
+    del before[:-_MINUTES]
+    budget[_TAKEN], budget[_OF_MINUTE] = taken, minute
 
 
 def _farthest(times: Sequence[int]) -> int:
@@ -142,7 +155,7 @@ class Watch:
         self._ways_up: Recent[str] = Recent(players)
         self._keys: Recent[tuple[str, int]] = Recent(KEYS)
         self._pairs: Recent[tuple[str, str]] = Recent(PAIRS)
-        self._budgets = {rule: [0, 0, 0] for rule in RULES}
+        self._budgets: dict[str, list[Any]] = {rule: [0, 0, 0, []] for rule in RULES}
         self._found: list[Suspicion] = []
         self._rule_by(parameters)
 
@@ -195,7 +208,8 @@ class Watch:
         watch._ways_up.take(plain[2])
         watch._keys.take(joint(plain[3]))
         watch._pairs.take(joint(plain[4]))
-        watch._budgets.update(plain[5])
+        # An earlier version knew of one minute.
+        watch._budgets.update({rule: [*one, []][:4] for rule, one in plain[5].items()})
         return watch
 
     # each wager: the hot path
@@ -435,7 +449,7 @@ class Watch:
         budget = self._budgets[rule]
         minute = at // MINUTE_MS
         if minute != budget[_OF_MINUTE]:
-            budget[_TAKEN], budget[_OF_MINUTE] = 0, minute
+            _turn_to(budget, minute)
         limit = self._parameters.alerts_a_minute
         if budget[_TAKEN] >= (limit if is_top else limit // 2):
             budget[_HELD_BACK] += 1

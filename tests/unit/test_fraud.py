@@ -283,6 +283,32 @@ def test_a_flood_is_held_back_half_of_it_kept_for_the_top_and_counted() -> None:
     assert held_back + 10 == 100
 
 
+def test_a_flood_of_two_minutes_in_turn_is_held_back_too() -> None:
+    """Two producers, one of them behind: each minute has what it may have, however often the log
+    goes from one to the other; and a third one is not silenced."""
+    rule = only("rank_rise", alerts_a_minute=10)
+    climbs = [(n, n % 2 * 5 * MINUTE + n, f"p{n}", 900, 50) for n in range(200)]
+    later = [(500, 6 * MINUTE, "later", 900, 50)]
+    whole = seen(rule, (), [*climbs, *later])
+    assert [one.offset for one in whole] == [*range(20), 500]
+    watch, found = Watch(rule), []
+    for one in (*climbs, *later):
+        found += watch.see([Piece((), [one])])
+        watch = Watch.of_plain(json.loads(json.dumps(watch.plain())))
+    assert found == whole
+
+
+def test_budgets_of_an_earlier_version_are_read() -> None:
+    watch = Watch(only("rank_rise", alerts_a_minute=10))
+    watch.see([Piece((), [(n, n, f"p{n}", 900, 50) for n in range(12)])])
+    plain = watch.plain()
+    plain[5] = {name: one[:3] for name, one in plain[5].items()}
+    found = Watch.of_plain(plain).see(
+        [Piece((), [(20, 20, "q", 900, 50), (21, MINUTE, "r", 900, 50)])]
+    )
+    assert [(one.offset, one.evidence["held_back"]) for one in found] == [(21, 3)]
+
+
 def test_memory_is_bounded_and_who_was_long_away_is_new() -> None:
     watch = Watch(only("stake_outlier"), players=10)
     for n in range(1000):
