@@ -353,6 +353,11 @@ def test_folders_of_an_append_that_broke_off_are_on_the_disk_before_the_next_is_
         synced.clear()
         again.write({"tile/0/001": b"y"})
         assert synced == ["wagers/3/tile/0"], "what is safe costs nothing"
+        for _ in range(2):
+            synced.clear()
+            again.write({"tile/0/002.p/9": b"z"})
+            again.remove(["tile/0/002.p/9"])
+            assert sorted(synced) == ["wagers/3/tile/0", "wagers/3/tile/0/002.p"]
 
 
 def test_what_a_crash_has_left_is_never_written_into(

@@ -70,13 +70,13 @@ class DirectoryLogStore:
         fresh = folders - self._safe
         above = {parent for folder in fresh for parent in self._above(folder)}
         list(_WRITERS.map(_sync_folder, folders | above))
-        self._safe |= fresh
+        self._safe |= fresh | above
 
     def _above(self, folder: Path) -> Iterator[Path]:
-        """Up to the folder of all shards, which is never made."""
+        """Up to one that is known to be safe, or the folder of all shards, which is never made."""
         for parent in folder.parents:
             yield parent
-            if parent == self._folder.parent.parent:
+            if parent in self._safe or parent == self._folder.parent.parent:
                 return
 
     def _write(self, file: tuple[str, bytes]) -> None:
