@@ -345,9 +345,12 @@ def test_folders_of_an_append_that_broke_off_are_on_the_disk_before_the_next_is_
     monkeypatch.setattr(directory_log, "_sync_folder", broken)
     with pytest.raises(TransientError):
         store.write({"tile/0/000": b"x"})
+    with pytest.raises(TransientError):
+        store.replace_checkpoint(None, b"signed")
     monkeypatch.setattr(directory_log, "_sync_folder", sync)
+    store.replace_checkpoint(None, b"signed")
+    assert {"wagers/3", "wagers", "."} <= {*synced}, "it is there, and its name may be lost"
     for again in (store, stores.shard(WAGERS)):  # the same process, and another one
-        synced.clear()
         again.write({"tile/0/000": b"x"})
         assert {".", "wagers", "wagers/3", "wagers/3/tile", "wagers/3/tile/0"} <= {*synced}
         synced.clear()
@@ -358,6 +361,7 @@ def test_folders_of_an_append_that_broke_off_are_on_the_disk_before_the_next_is_
             again.write({"tile/0/002.p/9": b"z"})
             again.remove(["tile/0/002.p/9"])
             assert sorted(synced) == ["wagers/3/tile/0", "wagers/3/tile/0/002.p"]
+        synced.clear()
 
 
 def test_what_a_crash_has_left_is_never_written_into(

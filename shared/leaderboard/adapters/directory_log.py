@@ -97,11 +97,11 @@ class DirectoryLogStore:
             self._make([self._folder])
             with self._alone():
                 there = self.read(CHECKPOINT)
-                if there == after:
-                    return  # it was put, and what came after that broke off
-                if there != before:
+                if there not in (before, after):
                     raise FencedError(f"{place} is not what we have written there")
-                _put_aside(place, after).replace(place)
+                if there != after:
+                    _put_aside(place, after).replace(place)
+                # Also where it was put before, and what came after that broke off.
                 self._sync({self._folder})
         except OSError as error:
             _refuse(error)
