@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from leaderboard.adapters.sql_retention import POLICIES
 from leaderboard.stack.functions import FUNCTIONS, SERVER_PORTS
 
 ROOT = Path(__file__).parents[2]
@@ -43,3 +44,17 @@ def test_every_link_leads_somewhere(link: str) -> None:
 )
 def test_every_function_is_in_the_table(main: Path) -> None:
     assert f"| [`{main.parent.name}`](functions/{main.parent.name}) |" in README
+
+
+def test_players_are_told_how_long_the_record_keeps_what_is_theirs() -> None:
+    """docs/privacy.md says what `leaderboard record retention` does."""
+    page = (ROOT / "docs/privacy.md").read_text("utf-8")
+    policy = POLICIES["default"]
+    kept = {
+        "connection_attempts": f"{policy.connection_attempts} days",
+        "dead_letters": f"{policy.dead_letters} days",
+    }
+    for table, days in kept.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| SQL `{table}`")]
+        assert row.split("|")[5].strip().startswith(days), table
+    assert f"{policy.tournaments // 365} years after a tournament's end" in page.replace("\n", " ")
