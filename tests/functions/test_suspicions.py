@@ -268,9 +268,9 @@ def reads_where_half_fits(
     read = ports.watches.read
     reads: list[TournamentId] = []
 
-    def counted(name: TournamentId) -> Any:
-        reads.append(name)
-        return read(name)
+    def counted(tournament_id: TournamentId) -> Any:
+        reads.append(tournament_id)
+        return read(tournament_id)
 
     ports.watches.read = counted  # type: ignore[method-assign]
     make = maker(on_wager, ports)
