@@ -113,6 +113,7 @@ check: $(STAMP) ## Style, types, generated files: verifies, changes nothing.
 		MYPYPATH="$$(dirname "$$main")" $(BIN)/mypy "$$main"; done
 	@$(BIN)/leaderboard schemas --check
 	@$(BIN)/leaderboard openapi --check
+	@$(BIN)/leaderboard asyncapi --check
 	@$(BIN)/leaderboard observability --check
 	@$(BIN)/leaderboard manifests --check
 
@@ -126,6 +127,7 @@ lint: $(STAMP) ## Fix what can be fixed by itself.
 docs: $(STAMP) ## Write what is generated in docs/ and platform/: schemas, metrics, manifests.
 	@$(BIN)/leaderboard schemas
 	@$(BIN)/leaderboard openapi
+	@$(BIN)/leaderboard asyncapi
 	@$(BIN)/leaderboard observability
 	@$(BIN)/leaderboard manifests
 

@@ -9,5 +9,5 @@ import yaml
 FOLDER = Path(__file__).parents[1] / "platform/observability"
 PROMETHEUS = FOLDER / "prometheus"
 RULES = yaml.safe_load((PROMETHEUS / "rules.yaml").read_text("utf-8"))
-FOREIGN = {"kube_deployment_status_replicas_ready": {"deployment"}}
+FOREIGN = {"kube_deployment_status_replicas_ready": {"deployment", "namespace"}}
 """Metrics of others, with the labels that we rely on: kube-state-metrics."""

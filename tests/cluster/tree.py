@@ -23,6 +23,7 @@ MARK: Final = "leaderboard.io/cluster-test"
 ORDER: Final = (
     "platform/overlays/production",
     "platform/secrets",
+    "platform/kafka/cluster",
     "keda/migrate/overlays/production",
     "knative/overlays/production",
     "keda/overlays/production",

@@ -124,6 +124,8 @@ SCHEMAS: Final = (
              "no schema is known for example.com/v1 Unheard"),
     Mutation("unknown field of a KafkaTopic", "platform/own/own.yaml", "", TOPIC,
              "KafkaTopic wagers: spec: unknown field partition"),
+    Mutation("unknown field of a Kafka", "platform/kafka/cluster/kafka.yaml", "secretPrefix",
+             "secretsPrefix", "Kafka leaderboard: spec.entityOperator.userOperator: unknown field"),
     Mutation("an operation that Kafka has not", "platform/own/own.yaml", "", USER,
              "spec.authorization.acls[0].operations[0]: 'Reed' is not one of"),
     Mutation("unknown field of an ExternalSecret", "platform/own/own.yaml", "", SECRET,
@@ -265,8 +267,12 @@ SCALING: Final = (
     Mutation("a pace that nobody keeps", SCALED, "  minReplicaCount: 2",
              "  pollingInterval: 5\n  minReplicaCount: 2", "pollingInterval does nothing where"),
     Mutation("no speed", SCALED, "        scaleUp:\n          stabilizationWindowSeconds: 0\n"
+             "          # Kubernetes' own lets a tenth be: 46 would stay where a floor of 50 is "
+             'wanted.\n          tolerance: "0"\n'
              "          policies:\n            - {type: Pods, value: 50, periodSeconds: 15}\n", "",
              "behavior.scaleUp is missing"),
+    Mutation("a floor that is nearly reached", GATEWAY_SCALED, '          tolerance: "0"\n', "",
+             "ScaledObject gateway: behavior.scaleUp.tolerance has to be 0"),
     Mutation("too slow up", SCALED, "type: Pods, value: 50, periodSeconds: 15",
              "type: Pods, value: 4, periodSeconds: 15", "takes longer than 30 s"),
     Mutation("too fast down", SCALED, "stabilizationWindowSeconds: 300",

@@ -79,6 +79,39 @@ def test_strimzi_is_told_the_rights_of_the_table() -> None:
         assert one["spec"]["authentication"] == {"type": "scram-sha-512"}
 
 
+def test_example_of_a_kafka_is_the_one_that_topics_users_and_policies_are_made_for() -> None:
+    (kafka,) = of_kind("kafka/cluster/kafka.yaml", "Kafka")
+    (pool,) = of_kind("kafka/cluster/kafka.yaml", "KafkaNodePool")
+    users, first = documents("kafka/base/users.yaml"), documents("kafka/base/topics.yaml")[0]
+    for one in (*users, first, pool):
+        assert one["metadata"]["labels"]["strimzi.io/cluster"] == kafka["metadata"]["name"]
+    assert pool["spec"]["replicas"] >= first["spec"]["replicas"]
+    (listener,) = kafka["spec"]["kafka"]["listeners"]
+    server = example("leaderboard")["KAFKA_BOOTSTRAP_SERVERS"]
+    assert server == f"leaderboard-kafka-bootstrap.{DATA}.svc:{listener['port']}"
+    for user in users:
+        assert user["spec"]["authentication"] == listener["authentication"]
+        authorization = kafka["spec"]["kafka"]["authorization"]
+        assert user["spec"]["authorization"]["type"] == authorization["type"]
+        # Where the user is watched; and what its Secret, which Strimzi names, is called by us.
+        watcher = kafka["spec"]["entityOperator"]["userOperator"]
+        assert user["metadata"]["namespace"] == watcher["watchedNamespace"]
+        assert example(f"{watcher['secretPrefix']}{user['metadata']['name']}").keys() == {
+            "password"
+        }
+    # Strimzi's own policies add to ours: who is let in is the union of both.
+    (clients,) = [one for one in POLICIES if one["metadata"]["name"] == "kafka-clients"]
+    (rule,) = clients["spec"]["ingress"]
+    assert listener["networkPolicyPeers"] == rule["from"]
+    assert rule["ports"] == [{"port": listener["port"]}]
+
+
+def example(name: str) -> dict[str, str]:
+    """What `settings/example.yaml` has under a name, of ConfigMap and Secret both."""
+    found = [one for one in documents("settings/example.yaml") if one["metadata"]["name"] == name]
+    return {k: v for one in found for k, v in (one.get("data") or one["stringData"]).items()}
+
+
 # --- who reaches whom ----------------------------------------------------------------------------
 
 Pod = tuple[str, Mapping[str, str]]
@@ -339,7 +372,10 @@ def test_example_of_settings_has_every_users_own_name() -> None:
             urls = one["stringData"]
             user = name.removeprefix("stores-")
             assert {urlsplit(url).username for url in urls.values()} == {user}
+            assert urlsplit(urls["REDIS_URL"]).scheme == "rediss"
+            # Without it whoever is in between may have the password in the clear.
             assert ("DATABASE_URL" in urls) == (user in READS)
+            assert urls.get("DATABASE_URL", "?sslmode=require").endswith("?sslmode=require")
 
 
 def test_people_read_no_secrets_and_open_no_shells() -> None:

@@ -191,7 +191,8 @@ def test_what_somebody_else_applies_meanwhile_gets_nothing(
 ) -> None:
     """It was checked by nobody; and theirs would have had everything at our last step."""
     begun, go_on = tmp_path / "begun", tmp_path / "go-on"
-    waiting = f'[ "$PERCENT" = {percent} ] || exit 0; touch {begun}; until [ -e {go_on} ]; do sleep 0.1; done'
+    until_told = f"until [ -e {go_on} ]; do sleep 0.1; done"
+    waiting = f'[ "$PERCENT" = {percent} ] || exit 0; touch {begun}; {until_told}'
     with subprocess.Popen(
         scene.command("query:2", "--check", check(tmp_path, waiting), "--timeout", "20"),
         stderr=subprocess.PIPE, text=True,
@@ -221,9 +222,7 @@ def test_status_that_changes_stops_no_step(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("percent", [0, 10, 50])
-def test_back_ends_a_rollout_that_nobody_ended(
-    scene: Scene, tmp_path: Path, percent: int
-) -> None:
+def test_back_ends_a_rollout_that_nobody_ended(scene: Scene, tmp_path: Path, percent: int) -> None:
     """Killed in the middle, with a revision older than the one that served: that one is not it."""
     assert scene.run("query:2").returncode == 0
     begun = tmp_path / "begun"

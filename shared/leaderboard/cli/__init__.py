@@ -12,6 +12,7 @@ import sys
 import click
 
 from leaderboard.cli.api_documents import openapi
+from leaderboard.cli.async_document import asyncapi
 from leaderboard.cli.audit import audit
 from leaderboard.cli.dead_letters import dlq
 from leaderboard.cli.fraud import fraud
@@ -42,7 +43,7 @@ def cli() -> None:
 
 _CLUSTER = (rollout, topics, acls)
 _OPERATING = (tournament, fraud, erase, record, audit, rebuild, dlq, outbox, relay, *_CLUSTER)
-_WRITING = (schemas, openapi, observability, manifests)
+_WRITING = (schemas, openapi, asyncapi, observability, manifests)
 for command in (stack, run, token, produce, watch, trace, *_OPERATING, *_WRITING):
     cli.add_command(command)
 

@@ -155,7 +155,7 @@ class Rollout:
     def _before(self) -> str:
         """Who had everything before the rollout that is going on, or before the last one."""
         found = self.kubectl.service(self.service)
-        names = [one["metadata"]["name"] for one in self.kubectl.revisions(self.service)]
+        names: list[str] = [r["metadata"]["name"] for r in self.kubectl.revisions(self.service)]
         serving, candidates = _shared(found)
         known = [name for name in names if name in serving]
         if len(known) > 1 or (known and candidates - serving):
@@ -294,10 +294,10 @@ class Rollout:
 
 
 def _shared(service: Manifest) -> tuple[set[str], set[str]]:
-    """Revisions that have a share, and those that a rollout has put beside them."""
-    traffic = service["status"].get("traffic", [])
-    serving = {one["revisionName"] for one in traffic if one.get("percent")}
-    return serving, {one["revisionName"] for one in traffic if one.get("tag") == CANDIDATE}
+    """Revisions that have a share, and those that a rollout wants beside them."""
+    seen, wanted = (service[part].get("traffic", []) for part in ("status", "spec"))
+    serving = {one["revisionName"] for one in seen if one.get("percent")}
+    return serving, {one["revisionName"] for one in wanted if one.get("tag") == CANDIDATE}
 
 
 def _share(revision: str, percent: int) -> Manifest:

@@ -148,7 +148,7 @@ class HttpApp:
     header. Of one that `is_public` the world sees no metrics, and not why it is not ready: that is
     for those who reach its port without any proxy in between."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a function is, each by its name
         self,
         name: str,
         routes: Sequence[Route],

@@ -8,6 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from deploy.checking.building import Built, Manifest, Problem
+from deploy.checking.policies import quantity
 
 PARTITIONS: Final = "leaderboard.io/partitions"
 DECIDED_SECONDS: Final = 30
@@ -88,6 +89,8 @@ def _speed(spec: Manifest, least: int, most: int) -> Iterator[str]:
         waits = SYNC_SECONDS + up.get("stabilizationWindowSeconds", 0)
         if not steps or waits + min(steps) > DECIDED_SECONDS:
             yield f"from {least} to {most} takes longer than {DECIDED_SECONDS} s to be decided"
+        if quantity(up.get("tolerance", "0.1")) > 0:
+            yield "behavior.scaleUp.tolerance has to be 0: up to a tenth of a floor would not start"
     if "pollingInterval" in spec and least > 0:
         yield "pollingInterval does nothing where something always runs: KEDA warns of it"
     if down is None or down.get("stabilizationWindowSeconds", 0) < 60 or not down.get("policies"):

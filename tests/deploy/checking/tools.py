@@ -1,8 +1,9 @@
 """What the check works with, fetched once into `.cache/deploy`: kustomize, and the schemas.
 
 Schemas are those that the projects publish themselves: custom resources' out of their Go modules,
-Kubernetes' own out of a wheel. Every file is compared with its committed SHA-256 at every use, so a
-cache that was touched, or a module that changed under its version, is found.
+Kubernetes' own out of a wheel, AsyncAPI's out of its npm package. Every file is compared with its
+committed SHA-256 at every use, so a cache that was touched, or a module that changed under its
+version, is found.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ KUSTOMIZE: Final = "sigs.k8s.io/kustomize/kustomize/v5"
 KUSTOMIZE_VERSION: Final = "v5.8.1"
 STRIMZI: Final = "io.strimzi:api:0.51.0:jar"
 STRIMZI_SHA256: Final = "219b54d570c408523f62bffc999041c64ea926afbc784be942290709fbbcde62"
+ASYNCAPI: Final = "@asyncapi/specs@6.11.1"
+ASYNCAPI_SHA256: Final = "01af8744dc33c0c7eb2e908f6a955319ee58b70ecadc9387d1aeb16c0cd28928"
 LEAST_GO: Final = (1, 24)
 """Of kustomize's own go.mod."""
 FETCH_SECONDS: Final = 600
@@ -49,6 +52,7 @@ class Tools:
             self.source(name)
         self.wheel()
         self.strimzi()
+        self.asyncapi()
 
     def kustomize(self) -> Path:
         """The program, compiled by Go where it is not there yet (40 s on two cores)."""
@@ -98,6 +102,17 @@ class Tools:
                 maven = ["mvn", "-q", "-B", "dependency:copy", f"-Dartifact={STRIMZI}"]
                 _run([*maven, f"-DoutputDirectory={self._folder}"])
             _check(path, STRIMZI_SHA256)
+        return path
+
+    def asyncapi(self) -> Path:
+        """The archive (tar.gz) of the package with AsyncAPI's own schemas."""
+        name, _, version = ASYNCAPI.rpartition("@")
+        path = self._folder / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+        with self._alone():
+            if not path.is_file():
+                npm = ["npm", "pack", "--silent", ASYNCAPI]
+                _run([*npm, "--pack-destination", str(self._folder)])
+            _check(path, ASYNCAPI_SHA256)
         return path
 
     def go(self) -> str:
