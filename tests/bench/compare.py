@@ -16,11 +16,16 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.registry import BENCHES
 
+Name = tuple[str, str]
+"""Of a figure: benchmark and contender; several benchmarks have a `warm` one."""
+Values = dict[Name, dict[str, list[float]]]
+"""Of each figure what was measured, by tree."""
 HERE = Path(__file__).resolve().parents[2]
 
 
@@ -50,25 +55,36 @@ def _git(*words: str) -> None:
 
 
 def _compare(trees: dict[str, Path], given: argparse.Namespace, folder: Path) -> None:
-    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    units: dict[str, str] = {}
+    values: Values = defaultdict(lambda: defaultdict(list))
+    units: dict[Name, str] = {}
     for run in range(given.runs):
         # Whoever goes first finds another machine: they take turns in that, too.
         for name in sorted(trees, reverse=bool(run % 2)):
             for figure in _measured(trees[name], given, run, folder / "bench.json"):
-                values[figure["who"]][name].append(figure["median"])
-                units[figure["who"]] = figure["unit"]
-    print(f"{'figure':45} {'base':>12} {'this':>12} {'this / base':>12}  {'of each run':20} unit")
-    for who, both in values.items():
+                one = figure["bench"], figure["who"]
+                values[one][name].append(figure["median"])
+                units[one] = figure["unit"]
+    print("\n".join(table(values, units)))
+
+
+def table(values: Values, units: Mapping[Name, str]) -> Iterator[str]:
+    """A line for each figure: medians of both trees, and the ratios run by run."""
+    yield (f"{'figure':60} {'base':>12} {'this':>12} {'this / base':>12}  {'of each run':20} unit")
+    for one, both in values.items():
         base, this = both["base"], both["this"]
-        if len(base) != len(this) or not all(base):
+        name = ": ".join(one)
+        if len(base) != len(this):
+            yield f"{name:60} only {'this' if this else 'the base'} has it"
+            continue
+        if not all(base):
+            yield f"{name:60} {'0':>12} {statistics.median(this):12,.4g}"
             continue
         ratios = sorted(mine / theirs for mine, theirs in zip(this, base, strict=True))
         medians = statistics.median(base), statistics.median(this)
         each = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
-        print(
-            f"{who:45} {medians[0]:12,.4g} {medians[1]:12,.4g} {statistics.median(ratios):12.3f}"
-            f"  {each:20} {units[who]}"
+        yield (
+            f"{name:60} {medians[0]:12,.4g} {medians[1]:12,.4g} {statistics.median(ratios):12.3f}"
+            f"  {each:20} {units[one]}"
         )
 
 

@@ -7,6 +7,7 @@ is owed for each that `on-rank-change` says it handed over, to everyone it was f
 
 from __future__ import annotations
 
+from bench.machine import of_functions, per_million
 from bench.play import Wanted, play
 from bench.report import Bench, Figure, Measured, spread
 
@@ -22,7 +23,7 @@ def gateway(bench: Bench) -> None:
     connects = Figure("connects", f"{sockets:,} as fast as they can", "s", "lower")
     frames = Figure("gateway", "wager due to `top` on every socket", "ms p99", "lower")
     bench.figures += (connects, frames)
-    for run in range(bench.runs):
+    for run in bench.seeds:
         wanted = Wanted(
             rate=bench.size(RATE, 50),
             seconds=bench.size(20, 4),
@@ -39,7 +40,15 @@ def gateway(bench: Bench) -> None:
         connects.runs.append(measured)
         bench.say("connects", f"run {run + 1}", measured, connects.unit)
         times = spread(played.top_ages)
-        more = {**times, **spread(played.positions, "position_"), **played.more}
+        wagers = wanted.rate * (wanted.seconds + wanted.warm_up)
+        more = {
+            **times,
+            **spread(played.positions, "position_"),
+            "offered_per_second": wanted.rate,
+            **played.more,
+            **per_million(played.usage, wagers),
+            **of_functions(played.usage, wagers),
+        }
         measured = Measured(times["p99_ms"], more, played.usage)
         frames.runs.append(measured)
         bench.say("gateway", f"run {run + 1}", measured, frames.unit)

@@ -39,7 +39,7 @@ def growth(bench: Bench) -> None:
     over_players = Figure("growth", "exponent over players", "exponent", "lower")
     over_batches = Figure("growth", "exponent of a call over its batch", "exponent", "lower")
     bench.figures += [*figures.values(), over_players, over_batches]
-    for run in range(bench.runs):
+    for run in bench.seeds:
         cost: dict[tuple[int, int], float] = {}
         for size in sizes:
             batches = [batch for of, batch in figures if of == size]

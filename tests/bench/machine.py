@@ -6,11 +6,18 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import confluent_kafka
+
+import leaderboard
+from leaderboard.stack.functions import FUNCTIONS
 from leaderboard.stack.kafka_jars import KAFKA_VERSION
 from leaderboard.stack.nginx import nginx_program
 from leaderboard.stack.postgres import postgres_program
@@ -18,7 +25,11 @@ from leaderboard.stack.process import StackError
 from leaderboard.stack.servers import redis_program
 from running import descendants
 
-_PACKAGES = ("confluent-kafka", "redis", "hiredis", "pydantic", "msgpack", "sqlalchemy", "psycopg")
+_PACKAGES = (
+    "confluent-kafka", "redis", "hiredis", "pydantic", "msgpack", "sqlalchemy", "psycopg",
+    "gunicorn", "functions-framework",
+)  # fmt: skip
+_TREE = Path(leaderboard.__file__).resolve().parents[2]
 
 
 def machine() -> dict[str, object]:
@@ -32,14 +43,40 @@ def machine() -> dict[str, object]:
         "memory_gib": round(memory / 2**30, 1),
         "kernel": platform.release(),
         "load_average": [round(one, 2) for one in os.getloadavg()],
+        "servers_disk": _file_system(Path(tempfile.gettempdir())),
     }
+
+
+def _file_system(folder: Path) -> str:
+    """Its kind: what is in memory answers an fsync at once."""
+    mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
+    kinds = {Path(fields[1]): fields[2] for fields in map(str.split, mounts)}
+    whole = folder.resolve()
+    return next((kinds[one] for one in (whole, *whole.parents) if one in kinds), "?")
 
 
 def versions() -> dict[str, str]:
     """Of everything that has a part in the figures."""
-    found = {"python": platform.python_version(), "kafka": KAFKA_VERSION}
+    found = {"python": platform.python_version(), "kafka": KAFKA_VERSION, "commit": _commit()}
+    found["librdkafka"] = confluent_kafka.libversion()[0]
     found |= {name: version(name) for name in _PACKAGES}
     return found | {name: _told_by(*command) for name, command in _servers().items()}
+
+
+def _commit() -> str:
+    """What is measured, and whether it is as it was committed."""
+    words = [
+        "git",
+        "-C",
+        str(_TREE),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "?"
 
 
 def _servers() -> dict[str, tuple[str, str]]:
@@ -75,15 +112,26 @@ class Usage:
 
 
 class Meter:
-    """Counts processor time from now on, by name, for each process with its children."""
+    """Counts processor time from now on, by name, for each process with its children; and, named
+    `own`, for this one without: the servers are children of it. What it holds, the load is part
+    of."""
 
-    def __init__(self, pids: Mapping[str, int]) -> None:
+    def __init__(self, pids: Mapping[str, int], own: str = "") -> None:
         self._pids = dict(pids)
         self._before = {name: _cpu_of_family(pid) for name, pid in self._pids.items()}
+        self._own = own
+        if own:
+            # The peak of now on, not of what was measured before (proc(5)), where that is allowed.
+            with suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        self._own_before = time.process_time()
 
     def read(self) -> dict[str, Usage]:
         """Processor seconds since the meter was made; the most memory each ever held."""
-        return {
+        own = Usage(
+            round(time.process_time() - self._own_before, 3), round(_peak_mib(os.getpid()), 1)
+        )
+        return ({self._own: own} if self._own else {}) | {
             name: Usage(
                 round(_cpu_of_family(pid) - self._before[name], 3),
                 round(sum(map(_peak_mib, (pid, *descendants(pid)))), 1),
@@ -98,6 +146,13 @@ def per_million(usage: Mapping[str, Usage], events: int) -> dict[str, float]:
         f"{name}_cpu_s_per_million": round(one.cpu_seconds / max(events, 1) * 1e6, 1)
         for name, one in usage.items()
     }
+
+
+def of_functions(usage: Mapping[str, Usage], events: int) -> dict[str, float]:
+    """The same of all our processes together; those that stood still cost nothing."""
+    ours = {one.name for one in FUNCTIONS}
+    seconds = sum(one.cpu_seconds for name, one in usage.items() if name in ours)
+    return {"functions_cpu_s_per_million": round(seconds / max(events, 1) * 1e6, 1)}
 
 
 def cpu_seconds(pid: int) -> float:

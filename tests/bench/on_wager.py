@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any
@@ -24,16 +24,29 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient
 
-from bench.load import PLAYERS, QUIET, Log, T, assert_equal, play, player_of, wager, zipf
+from bench.load import (
+    PLAYERS,
+    QUIET,
+    Log,
+    T,
+    assert_equal,
+    assert_same,
+    oracle_of,
+    play,
+    player_of,
+    wager,
+    zipf,
+)
 from bench.machine import Meter, per_million
 from bench.report import Bench, Measured
 from bench.servers import Servers, servers
 from leaderboard import events as ev
 from leaderboard.adapters.redis_board import RedisBoard
-from leaderboard.adapters.redis_client import connect
+from leaderboard.adapters.redis_client import ask, connect, in_one_trip
 from leaderboard.adapters.redis_scripts import keys_of
 from leaderboard.codec import decode_kafka
 from leaderboard.fold import LogEntry
+from leaderboard.hosts.collector import settle
 from leaderboard.hosts.kafka_log import record_of
 from leaderboard.model import Offset, TournamentId
 from leaderboard.stack.process import Process
@@ -95,7 +108,8 @@ def ours(
     players: int,
     settings: Mapping[str, str] | None = None,
 ) -> Measured:
-    """One `on-wager` works a backlog off; its board is compared with the oracle's."""
+    """One `on-wager` works a backlog off; its board is compared with the oracle's, and it has
+    published each change that the oracle has, once."""
     with servers() as given:
         log = Log(given.kafka.bootstrap_servers)
         entries = log.write(play(seed, wagers, players))
@@ -111,9 +125,23 @@ def ours(
             end = _until(lambda: _offset(client), len(entries) - 1)
             seconds = time.perf_counter() - started
             usage = meter.read()
-        assert_equal(RedisBoard(connect(given.redis.url)), entries)
-    more = {"seconds": round(seconds, 2), **per_million(usage, end - start)}
+        oracle, changes = oracle_of(entries)
+        assert_same(RedisBoard(connect(given.redis.url)), oracle)
+        published = _end_of(given, ev.POSITION_CHANGES)
+        assert published == len(changes), f"{published} changes published of {len(changes)}"
+    more = {"seconds": round(seconds, 2), **per_million(usage, end - start), "changes": published}
     return Measured((end - start) / seconds, {**more, "board_equals_oracle": True}, usage)
+
+
+def _end_of(given: Servers, topic: str) -> int:
+    """How many records the topic's first partition has."""
+    config = {"bootstrap.servers": given.kafka.bootstrap_servers, "group.id": "bench"}
+    reader = Consumer({**config, "log_level": QUIET})
+    try:
+        end: int = reader.get_watermark_offsets(TopicPartition(topic, 0), timeout=30)[1]
+    finally:
+        reader.close()
+    return end
 
 
 def _offset(client: redis.Redis, name: TournamentId = T) -> int:
@@ -151,13 +179,13 @@ def spread_out(seed: int, tournaments: int, wagers: int, players: int, processes
             total = tournaments * wagers
             load = _interleaved(chance, names, total, players)
             pids = {f"on-wager {n}": one.pid for n, one in enumerate(started_all)}
-            meter = Meter({**pids, "redis": given.redis.pid, "kafka": given.kafka.pid})
-            _signal(started_all, signal.SIGSTOP)
+            signal_all(started_all, signal.SIGSTOP)
             for partition, events in load.items():
                 log.write(events, partition=partition)
+            meter = Meter({**pids, "redis": given.redis.pid, "kafka": given.kafka.pid})
             ends = {name: max(e.offset for e in log.of(name)) for name in names}
             started = time.perf_counter()
-            _signal(started_all, signal.SIGCONT)
+            signal_all(started_all, signal.SIGCONT)
             _until(lambda: sum(_at(client, ends)), tournaments)
             seconds = time.perf_counter() - started
             usage = meter.read()
@@ -167,7 +195,7 @@ def spread_out(seed: int, tournaments: int, wagers: int, players: int, processes
                 "the group has moved"
             )
         board = RedisBoard(connect(given.redis.url))
-        for name in names[:: max(tournaments // 10, 1)]:
+        for name in names:
             assert_equal(board, list(log.of(name)), name)
     more = {"seconds": round(seconds, 2), **per_million(usage, total)}
     return Measured(total / seconds, {**more, "boards_equal_oracle": True}, usage)
@@ -188,7 +216,7 @@ def _shares(bootstrap_servers: str) -> list[int]:
     return [len(member.assignment.topic_partitions) for member in group.members]
 
 
-def _signal(processes: Sequence[Process], number: int) -> None:
+def signal_all(processes: Sequence[Process], number: int) -> None:
     for one in processes:
         os.kill(one.pid, number)
 
@@ -250,38 +278,61 @@ def _producer(given: Servers, linger_ms: float) -> Producer:
 
 
 def reference(seed: int, wagers: int, players: int) -> Measured:
-    """The reference's algorithm as careful as ours: hiredis, our decoder, an idempotent producer
-    without linger, commits in the background; but one wager after the other, as it is designed:
-    ZREVRANK, ZINCRBY, ZREVRANK, and a moved rank is produced and waited for."""
+    """The reference's algorithm as careful as ours: hiredis, our own short way to it, our decoder,
+    an idempotent producer without linger, commits in the background, a collector that leaves alone
+    what stays; but one wager after the other, as it is designed: ZREVRANK, ZINCRBY, ZREVRANK, and a
+    moved rank is produced and waited for. The clock runs from the first tenth to the end."""
     with servers() as given:
         events = play(seed, wagers, players)
         Log(given.kafka.bootstrap_servers).write(events[1 + players :])
-        client = given.client()
-        chance = random.Random(seed)
-        client.zadd("reference", {player_of(p): chance.randint(1, 10_000) for p in range(players)})
+        client, chance = connect(given.redis.url), random.Random(seed)
+        scores = {player_of(p): chance.randint(1, 10_000) for p in range(players)}
+        client.zadd("reference", scores)
         consumer, producer = _consumer(given, "reference"), _producer(given, 0)
-        meter, started = Meter({"redis": given.redis.pid}), 0.0
-        began = time.process_time()
+        first = wagers // 10
+        settle()
         for number in range(wagers):
             message = consumer.poll(30)
             assert message is not None
-            if not number:
-                started, began = time.perf_counter(), time.process_time()
+            if number == first:
+                meter, started = _meter(given, "the algorithm"), time.perf_counter()
             data = decode_kafka(record_of(message, ev.WAGERS, 0)).data
             assert isinstance(data, ev.WagerPlaced)
-            old = client.zrevrank("reference", data.player_id)
-            client.zincrby("reference", data.stake_minor, data.player_id)
-            new = client.zrevrank("reference", data.player_id)
+            player = data.player_id
+            old = ask(client, "ZREVRANK", "reference", player)
+            ask(client, "ZINCRBY", "reference", data.stake_minor, player)
+            new = ask(client, "ZREVRANK", "reference", player)
             if old != new:
                 producer.produce(ev.POSITION_CHANGES, message.value(), message.key())
                 producer.flush()
             if number % 100 == 0:
                 consumer.commit(message=message, asynchronous=True)
-        seconds = time.perf_counter() - started
-        cpu = (time.process_time() - began) / wagers * 1e6
+        seconds, count = time.perf_counter() - started, wagers - first
         usage = meter.read()
         consumer.close()
-    return Measured(wagers / seconds, {"own_cpu_s_per_million": round(cpu, 1)}, usage)
+        _assert_summed(client, "reference", scores, map(_stake, events[1 + players :]))
+    return Measured(count / seconds, per_million(usage, count), usage)
+
+
+def _meter(given: Servers, own: str) -> Meter:
+    """Of a rival that runs in this process, and of its servers."""
+    return Meter({"redis": given.redis.pid, "kafka": given.kafka.pid}, own)
+
+
+def _stake(event: ev.Event) -> tuple[str, int]:
+    assert isinstance(event.data, ev.WagerPlaced)
+    return event.data.player_id, event.data.stake_minor
+
+
+def _assert_summed(
+    client: Any, key: str, scores: Mapping[str, int], stakes: Iterable[tuple[str, int]]
+) -> None:
+    """A rival's set has every score: it did what it was measured at."""
+    wanted = dict(scores)
+    for player, stake in stakes:
+        wanted[player] += stake
+    found = client.zrange(key, 0, -1, withscores=True)
+    assert {player.decode(): int(score) for player, score in found} == wanted
 
 
 def script_alone(seed: int, wagers: int, players: int) -> Measured:
@@ -303,13 +354,14 @@ def script_alone(seed: int, wagers: int, players: int) -> Measured:
             requests.append(_packed(LOG, after, batch, after, after, folded))
             terms, after = folded.terms, batch[-1].offset
         keys, call = keys_of(T), board._apply
-        calls = iter(requests)
-        for request in islice(calls, 1 + players // BATCH):
+        calls, skipped = iter(requests), 1 + (1 + players + wagers // 10) // BATCH
+        for request in islice(calls, skipped):
             assert _unpacked(call(keys, request))[0] == b"ok"
-        meter, started, count = Meter({"redis": given.redis.pid}), time.perf_counter(), 0
+        count = len(entries) - skipped * BATCH
+        settle()
+        meter, started = Meter({"redis": given.redis.pid}, "the caller"), time.perf_counter()
         for request in calls:
             call(keys, request)
-            count += BATCH
         seconds = time.perf_counter() - started
         usage = meter.read()
         assert_equal(board, entries)
@@ -326,7 +378,8 @@ def bare_loop(seed: int, wagers: int, players: int) -> Measured:
         value, headers = b"x" * 200, [(f"ce_h{n}", b"y" * 20) for n in range(8)]
         given_headers: Any = headers
         left, started, count = 1 + players + wagers, 0.0, 0
-        skipped = 1 + players
+        skipped, meter = 1 + players + wagers // 10, _meter(given, "the loop")
+        settle()
         while left > 0:
             messages = consumer.consume(min(BATCH, left), timeout=30)
             assert messages
@@ -338,28 +391,36 @@ def bare_loop(seed: int, wagers: int, players: int) -> Measured:
             if started:
                 count += len(messages)
             elif 1 + players + wagers - left >= skipped:
-                started = time.perf_counter()
+                meter, started = _meter(given, "the loop"), time.perf_counter()
         seconds = time.perf_counter() - started
+        usage = meter.read()
         consumer.close()
-    return Measured(count / seconds)
+    return Measured(count / seconds, per_million(usage, count), usage)
 
 
 def zincrby(seed: int, wagers: int, players: int) -> Measured:
     """What a score costs when nothing else is promised: no ranks, no ids, no order, no changes."""
     chance = random.Random(seed)
     with servers() as given:
-        client = given.client()
-        client.zadd("plain", {player_of(p): chance.randint(1, 10_000) for p in range(players)})
+        client = connect(given.redis.url)
+        assert isinstance(client, redis.Redis)
+        scores = {player_of(p): chance.randint(1, 10_000) for p in range(players)}
+        client.zadd("plain", scores)
         played = [(player_of(p), chance.randint(1, 1000)) for p in zipf(chance, wagers, players)]
-        meter, started = Meter({"redis": given.redis.pid}), time.perf_counter()
-        for start in range(0, wagers, BATCH):
-            pipeline = client.pipeline(transaction=False)
-            for player, stake in played[start : start + BATCH]:
-                pipeline.zincrby("plain", stake, player)
-            pipeline.execute()
-        seconds = time.perf_counter() - started
+        first = wagers // 10
+        settle()
+        for start in (0, *range(first, wagers, BATCH)):
+            if start == first:
+                meter, started = (
+                    Meter({"redis": given.redis.pid}, "the caller"),
+                    time.perf_counter(),
+                )
+            some = played[start : min(start + BATCH, wagers) if start else first]
+            in_one_trip(client, *(("ZINCRBY", "plain", stake, player) for player, stake in some))
+        seconds, count = time.perf_counter() - started, wagers - first
         usage = meter.read()
-    return Measured(wagers / seconds, per_million(usage, wagers), usage)
+        _assert_summed(client, "plain", scores, played)
+    return Measured(count / seconds, per_million(usage, count), usage)
 
 
 __all__ = ["many_tournaments", "one_tournament", "ours"]

@@ -3,6 +3,8 @@
     > the plan, JSON    < {"encoded": n}
     > go                < {"begun": s, "ended": s, "offsets": [...]}
 
+Times are of the machine's monotonic clock, as the players' are (`bench.watch`).
+
 Open loop: each wager is produced at the time it is due, however the ones before it fare. Encoded
 before the clock runs, so that the load costs little of the machine that it shares.
 """
@@ -50,14 +52,14 @@ def main() -> None:
     producer.list_topics(timeout=10)
     print(json.dumps({"encoded": len(records)}), flush=True)
     sys.stdin.readline()
-    begun = time.time() + BEFORE_SECONDS
+    begun = time.monotonic() + BEFORE_SECONDS
     for index, (value, key, headers) in enumerate(records):
         due = begun + index / rate
-        while (left := due - time.time()) > 0:
+        while (left := due - time.monotonic()) > 0:
             producer.poll(0)
             time.sleep(min(left, 0.001))
         producer.produce(ev.WAGERS, value, key, headers=headers, on_delivery=delivered)
-    ended = time.time()
+    ended = time.monotonic()
     assert producer.flush(60) == 0
     print(json.dumps({"begun": begun, "ended": ended, "offsets": offsets}), flush=True)
     sys.stdin.read()  # until what it used has been read

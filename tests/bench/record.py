@@ -4,7 +4,9 @@ in; and its reads by HTTP while the boards are away. Real PostgreSQL, fsync on."
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,7 @@ import sqlalchemy as sa
 
 from bench.load import PLAYERS, Log, T, assert_equal, play, player_of, schedule, wager
 from bench.machine import Meter, per_million
+from bench.on_wager import signal_all
 from bench.report import Bench, Measured, spread
 from bench.servers import ROOT, servers
 from leaderboard import events as ev
@@ -32,6 +35,7 @@ from leaderboard.adapters.sql_engine import reading
 from leaderboard.adapters.sql_fold import SqlFold
 from leaderboard.adapters.sql_record import SqlRecord
 from leaderboard.adapters.sql_snapshot import SqlSnapshots
+from leaderboard.audit.tiles import CHECKPOINT
 from leaderboard.fold import LogEntry
 from leaderboard.model import Offset, PlayerId
 from leaderboard.rebuild import Rebuild
@@ -46,6 +50,8 @@ from logs import LOG, START_MS, TOMBSTONE_KEY
 from running import wait_for
 
 BATCH = 5_000
+STANDS_STILL = {"KAFKA_SESSION_TIMEOUT_MS": "60000"}
+"""It stays in its group meanwhile."""
 
 
 def archive(bench: Bench) -> None:
@@ -56,46 +62,82 @@ def archive(bench: Bench) -> None:
         "archive",
         "wagers/s",
         {
-            "archive, wagers alone": lambda run: taken_in(
-                run, wagers, players, batch, changes=False
-            ),
             "archive, a change with each": lambda run: taken_in(
                 run, wagers, players, batch, changes=True
+            ),
+            "archive, wagers alone": lambda run: taken_in(
+                run, wagers, players, batch, changes=False
             ),
         },
     )
 
 
 def taken_in(seed: int, wagers: int, players: int, batch: int, *, changes: bool) -> Measured:
-    """From the first tenth of the play to its end; the record is compared with the oracle."""
+    """A backlog of play, from the moment when it is there to when record and audit log have all of
+    it; everyone has a standing before. The record is compared with the oracle.
+
+    It stands still while the backlog is written. (A clock that began in the middle of one would
+    find what is cheaper to take in, wagers or changes, in shares of its own.)"""
     with servers(postgres=True) as given:
         assert given.postgres is not None
         log = Log(given.kafka.bootstrap_servers)
-        entries = log.write(play(seed, wagers, players))
-        if changes:
-            log.write([_change(one) for one in entries[1:]], ev.POSITION_CHANGES)
         engine = open_database(load(DatabaseSettings, {"DATABASE_URL": given.database}).url)
-        row = tables.log_positions.c
-        each = 2 if changes else 1
+        played = play(seed, wagers, players)
+        opening = 1 + players
 
-        def reached() -> int:
-            with reading(engine) as connection:
-                total = connection.execute(sa.select(sa.func.sum(row.next_offset))).scalar()
-            return int(total or 0)
+        def write(events: Sequence[ev.Event]) -> int:
+            """How many records there are now."""
+            entries = log.write(events)
+            if changes:
+                new = entries[len(entries) - len(events) :]
+                of_wagers = [one for one in new if one.event.player_id is not None]
+                log.write([_change(one) for one in of_wagers], ev.POSITION_CHANGES)
+                return 2 * len(entries) - 1  # the schedule brings none
+            return len(entries)
 
-        with given.function("archive", {"BATCH_SIZE": str(batch)}) as process:
-            wait_for(lambda: reached() > each * (players + wagers // 10), 300)
-            before, started = reached(), time.perf_counter()
+        def has_all(count: int) -> bool:
+            return _reached(engine) >= count and _leaves(given.folder / "audit-log") >= count
+
+        chosen = {"BATCH_SIZE": str(batch), **STANDS_STILL}
+        with given.function("archive", chosen) as process:
+            wanted = write(played[:opening])
+            wait_for(lambda: has_all(wanted), 300)
+            signal_all([process], signal.SIGSTOP)
+            wanted = write(played[opening:])
             pids = {"archive": process.pid, "postgres": given.postgres.pid}
-            meter = Meter({**pids, "kafka": given.kafka.pid})
-            wait_for(lambda: reached() >= each * len(entries) - (each - 1), 300)
+            meter, started = Meter({**pids, "kafka": given.kafka.pid}), time.perf_counter()
+            signal_all([process], signal.SIGCONT)
+            wait_for(lambda: has_all(wanted), 300)
             seconds = time.perf_counter() - started
             usage = meter.read()
-        assert_equal(SqlRecord(engine), entries)
+            assert not _has_lost(process), "it left the group meanwhile"
+        assert_equal(SqlRecord(engine), log.entries[0])
+        leaves = _leaves(given.folder / "audit-log")
+        assert leaves == wanted, f"{leaves} leaves of {wanted} records"
         engine.dispose()
-    count = (each * len(entries) - before) / each
-    more = {"seconds": round(seconds, 2), **per_million(usage, round(count))}
-    return Measured(count / seconds, {**more, "record_equals_oracle": True}, usage)
+    more = {"seconds": round(seconds, 2), **per_million(usage, wagers), "leaves": leaves}
+    return Measured(wagers / seconds, {**more, "record_equals_oracle": True}, usage)
+
+
+def _reached(engine: sa.Engine) -> int:
+    """How many records of all partitions the record has."""
+    with reading(engine) as connection:
+        places = sa.select(sa.func.sum(tables.log_positions.c.next_offset))
+        return int(connection.execute(places).scalar() or 0)
+
+
+def _leaves(folder: Path) -> int:
+    """How many leaves of all shards are signed: a checkpoint's second line."""
+    return sum(int(one.read_text().splitlines()[1]) for one in folder.glob(f"*/*/{CHECKPOINT}"))
+
+
+def _has_lost(process: Process) -> bool:
+    """Whether its group took partitions from it."""
+    return any(
+        json.loads(line).get("message") in ("lost", "revoked")
+        for line in process.log_path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("{")
+    )
 
 
 def _change(entry: LogEntry) -> ev.Event:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import time
@@ -15,9 +16,10 @@ from bench.machine import Usage, machine, versions
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of all do not exceed."""
+    """The smallest value that at least `share` of all do not exceed (nearest rank)."""
     ordered = sorted(values)
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+    # Rounded, as 0.07 * 100 is more than 7.
+    return ordered[max(math.ceil(round(share * len(ordered), 6)) - 1, 0)]
 
 
 def spread(values_ms: Sequence[float], prefix: str = "") -> dict[str, float]:
@@ -75,6 +77,12 @@ class Bench:
         self._only_ours = only_ours
         self.figures: list[Figure] = []
         self._begun = time.time()
+        self._machine = machine()  # now: later its load would be ours
+
+    @property
+    def seeds(self) -> range:
+        """The numbers of the runs."""
+        return range(self._first_run, self._first_run + self.runs)
 
     def size(self, full: int, small: int) -> int:
         """How much load: `full`, or `small` for the look."""
@@ -92,7 +100,7 @@ class Bench:
         chosen = list(contenders.items())[: 1 if self._only_ours else None]
         figures = [Figure(bench, name, unit, better) for name, _ in chosen]
         self.figures += figures
-        for run in range(self._first_run, self._first_run + self.runs):
+        for run in self.seeds:
             for figure, (_, measure) in zip(figures, chosen, strict=True):
                 measured = measure(run)
                 figure.runs.append(measured)
@@ -137,7 +145,7 @@ class Bench:
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._begun)),
             "small": self.small,
             "runs": self.runs,
-            "machine": machine(),
+            "machine": self._machine,
             "versions": versions(),
             "figures": [
                 {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from bench.load import PLAYERS
-from bench.machine import per_million
+from bench.machine import of_functions, per_million
 from bench.play import Wanted, play
 from bench.report import Bench, Measured, spread
 
@@ -38,12 +38,14 @@ def _at(bench: Bench, rate: int, run: int, *, archive: bool) -> Measured:
     )
     played = play(run, wanted)
     times = spread(played.positions)
+    wagers = wanted.rate * (wanted.seconds + wanted.warm_up)
     more = {
         **times,
         **spread(played.tops, "top_"),
         "offered_per_second": wanted.rate,
         **played.more,
         "connecting_s": played.connecting["seconds"],
-        **per_million(played.usage, wanted.rate * (wanted.seconds + wanted.warm_up)),
+        **per_million(played.usage, wagers),
+        **of_functions(played.usage, wagers),
     }
     return Measured(times["p99_ms"], more, played.usage)

@@ -98,7 +98,7 @@ class Socket:
         self._take(self._rest + self.buffer[:size])
 
     def _take(self, data: bytes | bytearray) -> None:
-        at, start, end = time.time(), 0, len(data)
+        at, start, end = time.monotonic(), 0, len(data)
         while end - start >= 2:
             first, length, body = data[start], data[start + 1], start + 2
             if length == 126:

@@ -15,6 +15,32 @@ from bench.machine import versions
 from bench.registry import BENCHES
 
 ROOT = Path(__file__).resolve().parents[2]
+COUNTED = {
+    "on-wager": {
+        "on-wager, every guarantee": {"on-wager", "redis", "kafka"},
+        "the same without fraud detection": {"on-wager", "redis", "kafka"},
+        "the reference's algorithm": {"the algorithm", "redis", "kafka"},
+        "ceiling: our script alone": {"the caller", "redis"},
+        "ceiling: consume and produce": {"the loop", "redis", "kafka"},
+        "pipelined ZINCRBY, no guarantee": {"the caller", "redis"},
+    },
+    "tournaments": {
+        "two processes": {"on-wager 0", "on-wager 1", "redis", "kafka"},
+        "one process": {"on-wager 0", "redis", "kafka"},
+    },
+    "archive": {
+        "archive, a change with each": {"archive", "postgres", "kafka"},
+        "archive, wagers alone": {"archive", "postgres", "kafka"},
+    },
+}
+"""Of each contender the processes whose use is told, and what they cost a million wagers."""
+OFFERED = {
+    "screen": "offered_per_second",
+    "gateway": "offered_per_second",
+    "reads": "offered_per_s",
+    "record-reads": "offered",
+}
+"""An open loop's load; what came of it is beside it, and so are percentiles."""
 
 
 def bench(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -38,11 +64,37 @@ def test_each_benchmark_measures_and_tells(name: str, tmp_path: Path) -> None:
     assert told["small"] is True
     assert told["machine"]["cores"]
     assert told["versions"]["confluent-kafka"]
+    assert told["versions"]["librdkafka"]
+    if (ROOT / ".git").exists():
+        assert re.match(r"[0-9a-f]{40}(-dirty)?$", told["versions"]["commit"])
+    assert told["machine"]["servers_disk"] != "?"
     assert told["figures"]
     for figure in told["figures"]:
         assert figure["min"] <= figure["median"] <= figure["max"]
         assert figure["who"] in done.stdout
         assert len(figure["runs"]) == 1
+    found = {figure["who"]: figure["runs"][0] for figure in told["figures"]}
+    if name in COUNTED:
+        assert {who: set(run["usage"]) for who, run in found.items()} == COUNTED[name]
+        for run in found.values():
+            for process, used in run["usage"].items():
+                assert used["cpu_seconds"] >= 0
+                assert used["peak_mib"] > 1
+                assert f"{process}_cpu_s_per_million" in run["more"]
+    for run in [run for who, run in found.items() if name in OFFERED and is_open_loop(who)]:
+        assert run["more"][OFFERED[name]] > 0
+        assert any(one.startswith("achieved") for one in run["more"])
+        assert {"p50_ms", "p99_ms", "p999_ms", "max_ms"} <= run["more"].keys()
+    if name == "reads":
+        for run in found.values():
+            assert run["more"]["batches_per_s"] <= 110, "on-wager waits 10 ms"
+    if name in ("screen", "gateway"):
+        assert any("functions_cpu_s_per_million" in run["more"] for run in found.values())
+
+
+def is_open_loop(who: str) -> bool:
+    """Connects come as fast as they can, and calls of the record one after the other."""
+    return not who.endswith(("as fast as they can", "the call"))
 
 
 def test_a_name_that_there_is_not_is_told_with_those_that_there_are(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from leaderboard.adapters.redis_client import RedisClient, transient
+from leaderboard.adapters.redis_scripts import Script
 from leaderboard.model import Offset, TournamentId
 
 _OFFSET: Final = ":offset"
@@ -36,6 +37,7 @@ class RedisProgress:
 
     def __init__(self, client: RedisClient) -> None:
         self._client = client
+        self._advance = Script(client, _ADVANCE, read_only=False)
 
     def read(self, log_id: str, partition: int) -> Offset | None:
         with transient():
@@ -57,11 +59,8 @@ class RedisProgress:
         boards: Mapping[TournamentId, Offset],
     ) -> Offset | None:
         least = -1 if known is None else known
-        told = [str(part) for pair in boards.items() for part in pair]
-        with transient():
-            stood: Any = self._client.eval(
-                _ADVANCE, 1, _key(log_id, partition), str(least), str(offset), *told
-            )
+        told = [part for pair in boards.items() for part in pair]
+        stood = self._advance([_key(log_id, partition).encode()], least, offset, *told)
         return None if stood < 0 else Offset(stood)
 
     def forget(self, log_id: str, partition: int, tournaments: Sequence[TournamentId]) -> None:
