@@ -185,6 +185,25 @@ def test_every_erasure_marks_the_player_by_nothing_but_a_keyed_id(
     assert not record.is_forgotten(erasure_id_of(b"the key of another platform", NEEDLE))
 
 
+def test_nothing_around_the_data_names_the_player_whichever_comes_first(
+    engine: sa.Engine,
+) -> None:
+    """A producer may put anybody into an attribute of its own, also of an event that comes late."""
+
+    def telling(offset: int, points: int) -> LogEntry:
+        one = scored(offset, NEEDLE, points)
+        extensions = {"playername": f"Mx {NEEDLE}"}
+        event = one.event._replace(extensions=extensions, traceparent=f"00-{NEEDLE}-{offset}-01")
+        return one._replace(event=event)
+
+    fold = fold_of(engine)
+    take(fold, [scheduled(0), telling(1, 5), scored(2, ALICE, 5)])
+    assert NEEDLE in str(dump(engine))
+    take(fold, [telling(3, 6), erased(4, NEEDLE), telling(5, 7)])
+    take(fold_of(engine), [telling(6, 8)])
+    assert NEEDLE not in str(dump(engine))
+
+
 def test_an_erasure_that_comes_again_changes_nothing(engine: sa.Engine) -> None:
     beside(engine)
     erase(engine)

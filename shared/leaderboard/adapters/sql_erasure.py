@@ -70,7 +70,7 @@ def forget_inputs(connection: sa.Connection, tournament_no: int, player_no: int,
         connection,
         tables.inputs,
         ("tournament_no", "log_offset", "month"),
-        ("event_id", "extensions", "data"),
+        ("event_id", "traceparent", "extensions", "data"),
         [
             (
                 one.tournament_no,
@@ -78,6 +78,7 @@ def forget_inputs(connection: sa.Connection, tournament_no: int, player_no: int,
                 one.month,
                 # Without a key it never counted, so nothing has to know it again.
                 _hidden(one.event_key or str(one.log_offset).encode()),
+                None,
                 None,
                 pseudonymised(one.data, name),
             )

@@ -409,17 +409,18 @@ class _Fold:
         event = entry.event
         key, ordinal, repeats, touched, before = effect
         kind, event_id = ev.name_of(type(event.data)), event.id
+        trace, extensions = event.traceparent, event.extensions
         if player_id is not None and (player is None or player.player_id != player_id):
             # Erased, now or before: nothing of it may name them.
             mark = self._mark(tournament, player_id)
             body = pseudonymised(body, erased_name(mark))
             event_id = pseudonymous_id(event)
+            trace, extensions = None, {}  # a producer may have put anything into them
         self._rows.changes.inputs.append(
             (
                 tournament.no, entry.offset, self._month, entry.logged_at_ms, kind,
                 event.source, event_id, event.time_ms, None if player is None else player.no,
-                event.sequence, event.traceparent,
-                json.dumps(dict(event.extensions)) if event.extensions else None,
+                event.sequence, trace, json.dumps(dict(extensions)) if extensions else None,
                 body, verdict.value, key, ordinal, repeats, touched,
                 None if before is None else before[0].score,
                 None if before is None else before[0].subscore,
