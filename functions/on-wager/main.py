@@ -26,6 +26,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from clearing import Clearing
 from losses import Losses, Owned, Ports
 from suspicions import Suspicions, Unsuspecting
 
@@ -96,6 +97,8 @@ class _Call:
     after: Offset | None
     applying: Applying | None
     applied: BatchApplied | None = None
+    confirmed: Offset | None = None
+    """Up to where the board hears with it that everything has arrived."""
 
     def result(self) -> BatchApplied:
         applying, self.applying = self.applying, None
@@ -134,6 +137,7 @@ class OnWager:
         self._erasures = ports.erasures
         self._losses = losses or Losses(ports)
         self._suspicions = suspicions
+        self._clearing = Clearing(ports.board)
         self._owned: dict[Place, Owned] = {}
         self._work: dict[tuple[Place, Offset], _Work] = {}
         self._told: dict[TournamentId, Offset] = {}
@@ -148,6 +152,7 @@ class OnWager:
 
     def revoked(self, place: Place) -> None:
         owned = self._owned.pop(place, None)
+        self._clearing.leave(place)
         if owned is not None and self._suspicions is not None:
             self._suspicions.leave(owned.log_id)
 
@@ -179,7 +184,7 @@ class OnWager:
             if behind.stands_at is not None:
                 raise
             applying = Applied(NO_BOARD)
-        return _Call(tournament_id, entries, after, applying)
+        return _Call(tournament_id, entries, after, applying, None, confirmed)
 
     def join(self, batch: Batch) -> None:
         """The boards hold the batch now. What they told is held until it is emitted."""
@@ -281,6 +286,7 @@ class OnWager:
             if call.tournament_id in owned.applied:
                 known_emitted = owned.emitted.get(call.tournament_id, Offset(-1))
                 owned.emitted[call.tournament_id] = max(call.entries[-1].offset, known_emitted)
+            self._clearing.settled(batch.place, call.tournament_id, call.entries, call.confirmed)
         del self._work[_name_of(batch)]
         self._told = {}
 
@@ -294,9 +300,11 @@ class OnWager:
                 self._suspicions.forget([call.tournament_id])
 
     def safe(self, place: Place, next_offset: Offset) -> Offset:
-        return next_offset
+        return self._clearing.safe(place, next_offset)
 
     def tick(self) -> float:
+        begun = {call.tournament_id for work in self._work.values() for call in work.calls}
+        self._clearing.clear(self._owned, begun)
         return self._losses.look(self._owned.values())
 
 

@@ -13,9 +13,10 @@ import redis
 from consuming import TOURNAMENTS, Ports, Reader, maker, memory_ports, moved_to, redis_ports
 from hosting import Hosted
 from leaderboard import events as ev
+from leaderboard.events import WAGERS
 from leaderboard.fold import LogEntry
 from leaderboard.fraud_rules import RULES
-from leaderboard.model import Disposition, TournamentId
+from leaderboard.model import Disposition, Offset, Place, TournamentId
 from logs import START_MS, ended, erased, scheduled
 from plays import MONEY, SENSITIVE, oracle_alerts, played, suspicious_log
 from ports import Countdown
@@ -179,6 +180,49 @@ def test_nobody_who_was_erased_is_in_what_is_kept(on_wager: Hosted, client: redi
     kept = kept_in(client)
     assert b"leaver" not in kept
     assert b"stayer" in kept
+
+
+def naming(client: redis.Redis, player_id: str) -> set[bytes]:
+    """Keys of the store that name the player."""
+    return {key for key in client.keys("*") if player_id.encode() in (client.dump(key) or b"")}
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_who_was_erased_is_nowhere_although_nothing_comes_any_more(
+    on_wager: Hosted, client: redis.Redis, killed: bool
+) -> None:
+    """A board hears with its next batch that its changes arrived; there is none."""
+    client.config_set("rdbcompression", "no")  # else a dump may not show it
+    entries = [scheduled(0, **MONEY)]
+    entries += [played(n, ("leaver", "stayer")[n % 2], 50, after_ms=n * 400) for n in range(1, 8)]
+    entries += [erased(8, "leaver")]
+    ports = redis_ports(client)
+    reader = Reader(entries, maker(on_wager, ports), seed=1)
+    reader.run()
+    place = Place(WAGERS, 0)
+    assert naming(client, "leaver") == {b"{t1}:outbox"}
+    assert reader.function.safe(place, Offset(9)) == 8, "a crash now has the erasure read again"
+    if killed:
+        reader.committed = Offset(8)
+        reader.restart()
+        reader.run()
+    reader.tick()
+    assert naming(client, "leaver") == set()
+    assert reader.function.safe(place, Offset(9)) == 9
+    told = len(ports.feed.changes)
+    reader.entries = [*entries, played(9, "stayer", 50, after_ms=9_000)]
+    reader.run()
+    assert [one.sequence for one in ports.feed.changes[told:]] == [9], "nothing is told again"
+
+
+def test_board_that_goes_on_hears_it_with_a_batch_and_holds_nothing_up(on_wager: Hosted) -> None:
+    entries = [scheduled(0, **MONEY)]
+    entries += [played(n, ("leaver", "stayer")[n % 2], 50, after_ms=n * 400) for n in range(1, 8)]
+    entries += [erased(8, "leaver")]
+    entries += [played(n, "stayer", 50, after_ms=n * 400) for n in range(9, 40)]
+    reader = Reader(entries, maker(on_wager, memory_ports()), seed=1)
+    reader.run()  # without a tick in between
+    assert reader.function.safe(Place(WAGERS, 0), Offset(40)) == 40
 
 
 def test_nor_where_detection_was_switched_off_meanwhile(

@@ -356,6 +356,8 @@ def test_search_finds_what_the_docs_say_is_kept_and_nothing_else(
         for place in ("redis:{t}:", "redis:{t}:watch", *(f"sql:{one}" for one in rows)):
             assert any(one.startswith(place) for one in before.found), place
         life.erased()
+        # Also while nothing comes that would push it out.
+        wait_for(lambda: not in_redis(path, life), 20)
         life.came_late()
         # Appended to until it is written anew, which a store does by itself when it has grown.
         redis.Redis.from_url(path.settings["REDIS_URL"]).bgrewriteaof()
@@ -374,6 +376,12 @@ def test_search_finds_what_the_docs_say_is_kept_and_nothing_else(
         traces = (path.stack.folder / ".stack/data/traces.jsonl").read_text("utf-8")
         assert "spanId" in traces, "there is something to look through"
     _check_looked_at(after)
+
+
+def in_redis(path: Path, life: Life) -> dict[str, list[str]]:
+    search = Search(path, life.player.traces())
+    search.redis()
+    return search.found
 
 
 def _check_looked_at(search: Search) -> None:
