@@ -184,7 +184,8 @@ def test_nobody_who_was_erased_is_in_what_is_kept(on_wager: Hosted, client: redi
 
 def naming(client: redis.Redis, player_id: str) -> set[bytes]:
     """Keys of the store that name the player."""
-    return {key for key in client.keys("*") if player_id.encode() in (client.dump(key) or b"")}
+    keys: Any = client.keys("*")
+    return {key for key in keys if player_id.encode() in (client.dump(key) or b"")}
 
 
 @pytest.mark.parametrize("killed", [False, True])
