@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,11 +19,13 @@ from leaderboard.codec import encode_http
 from leaderboard.stack.functions import FUNCTIONS
 from leaderboard.stack.process import LOOPBACK, Process, free_port
 from observing import FOREIGN, PROMETHEUS, RULES
+from picturing import picture
 from running import StackCommand, command, wait_for
 from sockets import Players
 from whole_path import Path as Played
 from whole_path import event, schedule, unique, wager
 
+ROOT = Path(__file__).parents[2]
 PEOPLE = ("playing-polly", "watching-wanda", "leaving-lena", "unwanted-ulf")
 SEEN_WITHIN_SECONDS = 40.0
 QUIET = {
@@ -247,9 +251,12 @@ def test_every_target_is_scraped(prometheus: httpx.Client) -> None:
     assert len(asked(prometheus, "up")) == len([f for f in FUNCTIONS if f.url_setting is not None])
 
 
+CHOSEN = {"$tournament": _NAME, "$function": "on-wager"}
+
+
 @pytest.mark.parametrize("board", dashboards.ALL, ids=lambda board: board.uid)
 def test_every_panel_shows_something(prometheus: httpx.Client, board: dashboards.Dashboard) -> None:
-    chosen = {"$tournament": _NAME, "$function": "on-wager"}
+    chosen = CHOSEN
     for panel in board.panels:
         for query in panel.queries.values():
             text = query
@@ -262,6 +269,27 @@ def test_every_panel_shows_something(prometheus: httpx.Client, board: dashboards
         series, label = board.variable[1].removeprefix("label_values(").rstrip(")").split(", ")
         values = {one["metric"].get(label) for one in asked(prometheus, series)}
         assert chosen[f"${board.variable[0]}"] in values
+
+
+@pytest.mark.parametrize("board", dashboards.ALL, ids=lambda board: board.uid)
+def test_every_dashboard_has_its_picture(
+    prometheus: httpx.Client, played: Played, board: dashboards.Dashboard, tmp_path: Path
+) -> None:
+    """The queries of its panels as Prometheus draws them; with PICTURES=1 after a minute of play,
+    for docs/images."""
+    folder = tmp_path
+    if os.environ.get("PICTURES") == "1":
+        folder = ROOT / "docs/images"
+        for _ in range(20):  # a player may ask for 30 ways in a minute
+            play_on(played, 7)
+            time.sleep(1.5)
+            played.publish([wager(_NAME, who, 7) for who in PEOPLE])
+            time.sleep(1.5)
+    path = folder / f"{board.uid}.png"
+    drawn = picture(board, CHOSEN, str(prometheus.base_url).rstrip("/"), path)
+    assert len(drawn) == len({query for panel in board.panels for query in panel.queries.values()})
+    assert [query for query, curves in drawn.items() if not curves and not is_quiet(query)] == []
+    assert path.stat().st_size > 20_000
 
 
 def test_how_fast_a_wager_is_seen_is_measured(prometheus: httpx.Client) -> None:
