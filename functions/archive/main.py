@@ -30,14 +30,11 @@ from auditing import Auditor, LogPorts
 from comparing import StandingCheck
 
 from leaderboard import telemetry
-from leaderboard.adapters import sql_engine, sql_migrations
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import connect
 from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_progress import RedisProgress
-from leaderboard.adapters.sql_archive import SqlArchive
-from leaderboard.adapters.sql_pseudonyms import SqlPseudonyms
 from leaderboard.audit.log import AuditLog
 from leaderboard.audit.store import LogStore, Shard
 from leaderboard.audit.tiles import CHECKPOINT
@@ -75,7 +72,7 @@ from leaderboard.settings import (
     TombstoneSettings,
     load,
 )
-from leaderboard.wiring import log_stores_of, signer_of
+from leaderboard.wiring import answering, engine_of, log_stores_of, signer_of
 
 NAME = "archive"
 OURS = (FRAUD_ALERTS, CONNECTIONS, GDPR_EVENTS)
@@ -314,22 +311,27 @@ def consume() -> None:
     database, log = load(DatabaseSettings, os.environ), load(AuditWriterSettings, os.environ)
     telemetry.log_json()
     sys.setswitchinterval(SWITCH_SECONDS)
-    engine = sql_engine.connect(database.url)
+    engine = engine_of(database)
     client = FirstUse(lambda: connect(redis.url))
     shards = AuditShards(log)
 
     def function() -> Archivist:
-        sql_migrations.check(engine)
+        # Here, while the group forms: SQLAlchemy's import is a quarter of a start.
+        from leaderboard.adapters import sql_migrations  # noqa: PLC0415
+        from leaderboard.adapters.sql_archive import SqlArchive  # noqa: PLC0415
+        from leaderboard.adapters.sql_pseudonyms import SqlPseudonyms  # noqa: PLC0415
+
+        sql_migrations.check(engine())
         key = tombstones.bytes()
-        archive, progress = SqlArchive(engine, key), RedisProgress(client())
+        archive, progress = SqlArchive(engine(), key), RedisProgress(client())
         board, directory = RedisBoard(client(), key), RedisDirectory(client())
         check = StandingCheck(archive, board, directory, progress)
-        pseudonyms, changes = SqlPseudonyms(engine, key), ChangesLog(kafka)
+        pseudonyms, changes = SqlPseudonyms(engine(), key), ChangesLog(kafka)
         ports = LogPorts(log.origin, shards.open, pseudonyms, progress, changes.end)
         shards.auditor = Auditor(ports, log_keys(key))
         return Archivist(archive, shards.auditor, check)
 
-    ready = {"database": lambda: sql_engine.check(engine), "audit log": shards.check}
+    ready = {"database": answering(engine), "audit log": shards.check}
     KafkaHost(
         NAME,
         TOPICS,

@@ -31,7 +31,6 @@ from losses import Losses, Owned, Ports
 from suspicions import Suspicions, Unsuspecting
 
 from leaderboard import telemetry
-from leaderboard.adapters import sql_engine, sql_migrations
 from leaderboard.adapters.kafka_feed import KafkaFeed
 from leaderboard.adapters.redis_board import RedisBoard
 from leaderboard.adapters.redis_client import check, connect
@@ -39,8 +38,6 @@ from leaderboard.adapters.redis_directory import RedisDirectory
 from leaderboard.adapters.redis_erasures import RedisErasures
 from leaderboard.adapters.redis_progress import RedisProgress
 from leaderboard.adapters.redis_watches import RedisWatches
-from leaderboard.adapters.sql_record import SqlRecord
-from leaderboard.adapters.sql_snapshot import SqlSnapshots
 from leaderboard.errors import (
     BoardBehindError,
     Refusal,
@@ -72,6 +69,7 @@ from leaderboard.settings import (
     TracingSettings,
     load,
 )
+from leaderboard.wiring import engine_of
 
 if TYPE_CHECKING:
     from flask import Request, Response
@@ -391,20 +389,25 @@ def consume() -> None:
     tracing = tracing_of(NAME, load(TracingSettings, os.environ))
     telemetry.log_json()
     client = FirstUse(lambda: connect(redis.url))
-    engine = sql_engine.connect(database.url)
+    engine = engine_of(database)
     feed = KafkaFeed(kafka)
 
     def function() -> OnWager:
+        # Here, while the group forms: SQLAlchemy's import is a quarter of a start.
+        from leaderboard.adapters import sql_migrations  # noqa: PLC0415
+        from leaderboard.adapters.sql_record import SqlRecord  # noqa: PLC0415
+        from leaderboard.adapters.sql_snapshot import SqlSnapshots  # noqa: PLC0415
+
         with suppress(TransientError):  # boards need no record until one of them is lost
-            sql_migrations.check(engine)
+            sql_migrations.check(engine())
         ports = Ports(
             board=RedisBoard(client(), tombstones.bytes()),
             directory=RedisDirectory(client()),
             progress=RedisProgress(client()),
             feed=feed,
             erasures=RedisErasures(client(), tombstones.bytes()),
-            record=SqlRecord(engine),
-            snapshots=SqlSnapshots(engine),
+            record=SqlRecord(engine()),
+            snapshots=SqlSnapshots(engine()),
         )
         suspicions: Suspicions | Unsuspecting = Unsuspecting(RedisWatches(client()))
         if detection.is_on():

@@ -47,6 +47,17 @@ def engine_of(settings: DatabaseSettings) -> FirstUse[Engine]:
     return FirstUse(make)
 
 
+def answering(engine: Callable[[], Engine]) -> Callable[[], None]:
+    """A check whether the record's database answers."""
+
+    def check() -> None:
+        from leaderboard.adapters import sql_engine  # noqa: PLC0415 - see above
+
+        sql_engine.check(engine())
+
+    return check
+
+
 def let_in_by(settings: DatabaseSettings, engine: Callable[[], Engine]) -> Callable[[], None]:
     """A check whether the record's database takes our credentials."""
 
@@ -55,10 +66,8 @@ def let_in_by(settings: DatabaseSettings, engine: Callable[[], Engine]) -> Calla
 
         if settings.url.startswith(sql_login.DRIVER):
             sql_login.knock(settings.url)
-            return
-        from leaderboard.adapters import sql_engine  # noqa: PLC0415 - see above
-
-        sql_engine.check(engine())
+        else:
+            answering(engine)()
 
     return check
 

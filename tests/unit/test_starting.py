@@ -1,4 +1,4 @@
-"""What a start does without: the collector of garbage, and what only a first request needs."""
+"""What a start does without: the collector of garbage, and what is not needed at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 from hosting import FUNCTIONS, SETTINGS
 from leaderboard.hosts import collector, starting
 
-HTTP_FUNCTIONS = ("query", "on-connect", "erase", "tournament")
+FOLDERS = ("query", "on-connect", "erase", "tournament", "on-wager", "on-rank-change", "archive")
+"""Those that read Kafka import SQLAlchemy, too, but while their group forms."""
 
 
 @pytest.fixture
@@ -34,8 +35,8 @@ def test_collector_rests_until_the_process_has_settled() -> None:
     assert gc.get_threshold() == collector.USUAL
 
 
-@pytest.mark.parametrize("folder", HTTP_FUNCTIONS)
-def test_start_brings_nothing_that_only_requests_need(folder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_start_brings_nothing_that_can_wait(folder: str, tmp_path: Path) -> None:
     settings = {
         **SETTINGS,
         "REDIS_URL": "redis://127.0.0.1:1/0",
