@@ -51,7 +51,7 @@ def own_node(cluster: Cluster) -> Node:
             f"PODS: node {name} is at {address!r}, which is no address of this machine: run this "
             "on the node, in its network namespace"
         ) from None
-    images = (name for image in one["status"]["images"] for name in image.get("names", ()))
+    images = (name for image in one["status"]["images"] for name in image.get("names") or ())
     return Node(name, address, frozenset(images))
 
 
