@@ -6,11 +6,14 @@ runs when the other workers have ended and their servers with them."""
 
 from __future__ import annotations
 
+import gc
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
+
+from leaderboard.hosts.collector import USUAL
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
@@ -115,3 +118,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> AloneLast | 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: in_order(item.path))
+
+
+def pytest_runtest_teardown() -> None:
+    """A function that a test has imported here lets the collector rest, as it would in a process of
+    its own; thousands of tests later a worker would hold gigabytes."""
+    gc.set_threshold(*USUAL)
