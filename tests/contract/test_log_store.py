@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -375,3 +376,18 @@ def test_what_a_crash_has_left_is_never_written_into(
         with pytest.raises(LogConflictError):
             store.write({"tile/0/000": b"others"})
     assert store.read("tile/0/000") == b"signed"
+
+
+def test_who_was_stopped_while_it_replaced_a_checkpoint_holds_nobody_up_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory_log, "LOCK_SECONDS", 0.1)
+    store = DirectoryLogStore(tmp_path / "shard")
+    store.replace_checkpoint(None, b"one")
+    with (tmp_path / "shard" / directory_log.LOCK).open("a") as stopped:
+        fcntl.flock(stopped, fcntl.LOCK_EX)
+        with pytest.raises(TransientError, match="held by another writer"):
+            store.replace_checkpoint(b"one", b"two")
+        assert store.read("checkpoint") == b"one"
+    store.replace_checkpoint(b"one", b"two")
+    assert store.read("checkpoint") == b"two"

@@ -3,6 +3,7 @@ at once, its store away; what it signed is whole, and SQL says the same."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
@@ -27,6 +28,7 @@ from hosting import FUNCTIONS
 from leaderboard import events as ev
 from leaderboard.adapters import sql_migrations
 from leaderboard.adapters import sql_schema as tables
+from leaderboard.adapters.directory_log import LOCK
 from leaderboard.adapters.sql_engine import connect, reading
 from leaderboard.audit_leaves import Leaf
 from leaderboard.codec import encode_kafka
@@ -243,7 +245,13 @@ def test_store_that_is_away_is_waited_for(archive: Archive, servers: str) -> Non
 
 
 def is_locked(archive: Archive) -> bool:
-    """Whether somebody is in the middle of a transaction of a SQLite record."""
+    """Whether somebody is in the middle of a transaction of a SQLite record, or of a checkpoint."""
+    for lock in archive.folder.glob(f"*/*/{LOCK}"):
+        with lock.open("a") as opened:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
     url = sa.engine.make_url(archive.database_url)
     if url.get_backend_name() != "sqlite":
         return False
@@ -282,7 +290,7 @@ def test_two_processes_that_hand_over_sign_every_record_once(
     wait_for(lambda: size_of(archive) > 2_000, READ_SECONDS)
     first.send_signal(signal.SIGSTOP)
     while is_locked(archive):
-        # SQLite's one lock would be held as long as the process sleeps.
+        # These locks would be held as long as the process sleeps.
         first.send_signal(signal.SIGCONT)
         time.sleep(0.05)
         first.send_signal(signal.SIGSTOP)

@@ -6,11 +6,12 @@ import errno
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import IO, Final, NoReturn
 
 from leaderboard.audit.store import LogStore, Shard, check_same
 from leaderboard.audit.tiles import CHECKPOINT
@@ -19,7 +20,11 @@ from leaderboard.errors import FencedError, TransientError
 _PASSING: Final = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EMFILE, errno.ENFILE}
 _REMOVED: Final = errno.ENOENT
 """While it was written to: another writer was first, and removed the folder of a full tile."""
-_LOCK: Final = ".lock"
+LOCK: Final = ".lock"
+LOCK_SECONDS: Final = 5.0
+"""So long a checkpoint is waited for that somebody else replaces: a few milliseconds, but for who
+was stopped in the middle of it, and holds the lock until it goes on or ends."""
+_LOCK_POLL_SECONDS: Final = 0.005
 _NEW: Final = ".new-"
 """Prefix of files that are being written; one that a crash left behind counts for nothing."""
 
@@ -108,8 +113,12 @@ class DirectoryLogStore:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        with (self._folder / _LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with (self._folder / LOCK).open("a") as lock:
+            until = time.monotonic() + LOCK_SECONDS
+            while not _is_taken(lock):
+                if time.monotonic() >= until:
+                    raise TransientError(f"{lock.name} is held by another writer")
+                time.sleep(_LOCK_POLL_SECONDS)
             yield
 
     def remove(self, paths: Iterable[str]) -> None:
@@ -146,6 +155,14 @@ class DirectoryLogStores:
         found = self._folder.glob(f"*/*/{CHECKPOINT}")
         parts = [(path.parts[-3], path.parts[-2]) for path in found]
         return sorted(Shard(topic, int(number)) for topic, number in parts if number.isdecimal())
+
+
+def _is_taken(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _put_aside(place: Path, content: bytes) -> Path:

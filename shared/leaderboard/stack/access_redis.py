@@ -94,7 +94,7 @@ CALLS: Final[Mapping[str, Uses]] = {
     "directory.remove": _uses("HDEL", [_LIST]),
     "progress.read": _uses("HGET", reads=["progress:*"]),
     "progress.boards": _uses("HGETALL", reads=["progress:*"]),
-    "progress.advance": _uses("EVAL HGET HSET", ["progress:*"]),
+    "progress.advance": _uses(f"{_SCRIPT} HGET HSET", ["progress:*"]),
     "progress.forget": _uses("HDEL", ["progress:*"]),
     "watches.read": _uses("LRANGE", reads=_of_board("watch")),
     "watches.append": _uses(f"{_SCRIPT} EXPIRE LINDEX RPUSH", _of_board("watch")),
