@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from playwright.sync_api import ViewportSize, sync_playwright
+from playwright.sync_api import ViewportSize
 
+from chromium import chromium
 from leaderboard.cli.dashboards import Dashboard
 
 VIEW: Final[ViewportSize] = {"width": 1500, "height": 900}
 RANGE: Final = "1m"
 DRAWN_MS: Final = 30_000
-CHROMIUM_ARGUMENTS: Final = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 _STYLE: Final = """
 nav, .query-history, .form-inline, a[name=remove], .nav-tabs, .prometheus_input_group, #add_graph,
 .eval_stats, .spinner { display: none !important }
@@ -86,22 +76,16 @@ def picture(
         for legend, query in panel.queries.items():
             titles.append(panel.title if len(panel.queries) == 1 else f"{panel.title}: {legend}")
             queries.append(_with(query, chosen))
-    program = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    assert program, "no Chromium: install Debian's `chromium`, or set CHROMIUM to its path"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=[*CHROMIUM_ARGUMENTS])
-        try:
-            page = browser.new_page(viewport=VIEW)
-            page.add_init_script(_STYLED % _STYLE)
-            page.goto(f"{prometheus_url}/classic/graph")
-            page.wait_for_selector(".graph_wrapper")
-            page.evaluate(_ASKED, [queries, RANGE])
-            page.wait_for_function("() => !window.jQuery.active", timeout=DRAWN_MS)
-            page.evaluate(_TITLED, [board.title, titles])
-            drawn = page.eval_on_selector_all(".graph_wrapper", _DRAWN)
-            page.screenshot(path=path, full_page=True)
-        finally:
-            browser.close()
+    with chromium() as browser:
+        page = browser.new_page(viewport=VIEW)
+        page.add_init_script(_STYLED % _STYLE)
+        page.goto(f"{prometheus_url}/classic/graph")
+        page.wait_for_selector(".graph_wrapper")
+        page.evaluate(_ASKED, [queries, RANGE])
+        page.wait_for_function("() => !window.jQuery.active", timeout=DRAWN_MS)
+        page.evaluate(_TITLED, [board.title, titles])
+        drawn = page.eval_on_selector_all(".graph_wrapper", _DRAWN)
+        page.screenshot(path=path, full_page=True)
     return {query: int(curves) for query, curves in drawn}
 
 
