@@ -150,15 +150,20 @@ def _group_and_kind(words: Sequence[str]) -> tuple[str, str]:
     return version.rpartition("/")[0], kind
 
 
-def until(look: Callable[[], T | None], seconds: float, what: str) -> tuple[T, float]:
-    """What `look` finds at last, and the seconds that it took. Fails with `what`."""
+def until(
+    look: Callable[[], T | None], seconds: float, what: str, instead: Callable[[], str] = str
+) -> tuple[T, float]:
+    """What `look` finds at last, and the seconds that it took. Fails with `what`, and with what
+    there was `instead`."""
     started = time.monotonic()
     while True:
         found = look()
         took = time.monotonic() - started
         if found is not None:
             return found, took
-        assert took < seconds, f"{what}: not within {seconds:g} s"
+        if took >= seconds:
+            said = instead()
+            raise AssertionError(f"{what}: not within {seconds:g} s{said and f' ({said})'}")
         time.sleep(LOOK_SECONDS)
 
 

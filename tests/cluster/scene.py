@@ -71,14 +71,22 @@ class Stage(Generic[Behind]):
         return str(one.get("status", "Unknown")), str(one.get("message", ""))
 
     def settle(self, deployments: Iterable[str], replicas: int, seconds: float, why: str) -> float:
-        """Wait until each has so many, ready; the seconds that took."""
-
+        """Wait until each has so many, ready; the seconds that took. Fails with those that have
+        not, and what they have."""
         names = list(deployments)
+        others: list[str] = []
 
         def look() -> bool | None:
-            return all(self.ready(one) == self.replicas(one) == replicas for one in names) or None
+            counts = {one: (self.replicas(one), self.ready(one)) for one in names}
+            others[:] = (
+                f"{one} has {ready} ready of {wanted} wanted"
+                for one, (wanted, ready) in counts.items()
+                if not wanted == ready == replicas
+            )
+            return None if others else True
 
-        return until(look, seconds, f"{', '.join(names)}: {replicas} replicas {why}")[1]
+        what = f"{', '.join(names)}: {replicas} replicas {why}"
+        return until(look, seconds, what, lambda: "; ".join(others))[1]
 
     def revisions(self, service: str) -> list[Manifest]:
         """Of a Knative Service."""

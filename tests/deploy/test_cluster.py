@@ -21,6 +21,7 @@ from cluster.__main__ import NEEDED, POD_TRIALS, TRIALS, emptied
 from cluster.api import Cluster, NotThisClusterError, chosen, held, until
 from cluster.faults import FAULTS, POD_FAULTS
 from cluster.node import STAND_IN, Node, main_process, own_node
+from cluster.scene import Stage
 from deploy.checking import ROOT
 from deploy.checking.building import Built
 from faults.scene import TOMBSTONE_KEY
@@ -229,6 +230,29 @@ def test_waiting_fails_with_what_it_waits_for() -> None:
     assert until(lambda: 3, 1, "a number")[0] == 3
     with pytest.raises(AssertionError, match="a number: not within 0 s"):
         until(lambda: None, 0, "a number")
+
+
+def test_deployments_that_are_not_as_wanted_are_told_apart_from_the_others(
+    tmp_path: Path, built: Mapping[str, Built]
+) -> None:
+    """A fault of one is found by a trial of several: by its words one sees that it was this one."""
+    program = tmp_path / "kubectl"
+    counts = """\
+#!/bin/sh
+case "$3" in on-wager) wanted=10; ready=10;; relay) wanted=10; ready=9;; *) wanted=2; ready=2;; esac
+echo '{"spec": {"replicas": '$wanted'}, "status": {"readyReplicas": '$ready'}}'
+"""
+    program.write_text(counts, "utf-8")
+    program.chmod(0o755)
+    backing: Any = SimpleNamespace()
+    scene: Stage[Any] = Stage(Cluster("/dev/null", str(program)), backing, built, tmp_path)
+    assert scene.settle(["on-wager"], 10, 0, "here") >= 0
+    with pytest.raises(AssertionError) as failed:
+        scene.settle(["on-wager", "relay", "archive"], 10, 0, "here")
+    assert str(failed.value) == (
+        "on-wager, relay, archive: 10 replicas here: not within 0 s "
+        "(relay has 9 ready of 10 wanted; archive has 2 ready of 2 wanted)"
+    )
 
 
 def test_holding_fails_as_soon_as_it_does_not() -> None:
