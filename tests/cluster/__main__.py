@@ -1,6 +1,6 @@
 """`make cluster-test`: fills the cluster in KUBECONFIG, tries it, empties it, prints a table.
 
-    KUBECONFIG=/path make cluster-test               # all trials, about 15 minutes
+    KUBECONFIG=/path make cluster-test               # all trials, about 9 minutes
     KUBECONFIG=/path make cluster-test ONLY=lag      # those whose names hold a word
     KUBECONFIG=/path make cluster-test BROKEN=all    # each fault put into the manifests is found
     KUBECONFIG=/path make cluster-test PODS=1        # our images in real pods, on their node

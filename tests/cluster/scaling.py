@@ -130,9 +130,9 @@ def blind_keda_keeps_what_runs(scene: Scene) -> str:
     try:
         scene.backing.resume_on_wager()
         until(lambda: scene.backing.lag() == 0 or None, SETTLED_SECONDS, "no lag left")
-        noticed = until(lambda: _is_blind(scene) or None, HELD_SECONDS, "KEDA notices")[1]
+        noticed = until(lambda: is_blind(scene) or None, HELD_SECONDS, "KEDA notices")[1]
         held(lambda: scene.replicas("on-wager") >= CEILING, HELD_SECONDS, "50 on-wager kept")
-        assert _is_blind(scene), "KEDA has found another way to Kafka"
+        assert is_blind(scene), "KEDA has found another way to Kafka"
     finally:
         scene.backing.link.resume()
     scene.settle(["on-wager"], FLOOR, SETTLED_SECONDS, "when KEDA sees again")
@@ -148,11 +148,11 @@ def blind_keda_keeps_what_runs(scene: Scene) -> str:
     )
 
 
-def _is_blind(scene: Scene) -> bool:
+def is_blind(scene: Scene) -> bool:
     """Whether the autoscaler gets no number of `on-wager`, or the fallback's.
 
-    A ScaledObject's own Ready says it for a moment only: where none of its triggers can be asked
-    and there is a fallback, KEDA sets it to True again."""
+    A ScaledObject's Ready does not tell: as long as KEDA can't so much as connect, it writes
+    nothing there, and what it wrote last stays, be it True."""
     if scene.condition("on-wager", "Fallback")[0] == "True":
         return True
     conditions = scene.cluster.get("hpa", "keda-hpa-on-wager", NAMESPACE)["status"]["conditions"]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster import pods, tree
+from cluster import pods, scaling, tree
 from cluster.__main__ import NEEDED, POD_TRIALS, TRIALS, emptied
 from cluster.api import Cluster, NotThisClusterError, chosen, held, until
 from cluster.faults import FAULTS, POD_FAULTS
@@ -253,6 +253,31 @@ echo '{"spec": {"replicas": '$wanted'}, "status": {"readyReplicas": '$ready'}}'
         "on-wager, relay, archive: 10 replicas here: not within 0 s "
         "(relay has 9 ready of 10 wanted; archive has 2 ready of 2 wanted)"
     )
+
+
+@pytest.mark.parametrize(
+    ("fallback", "active", "blind"),
+    [("False", "True", False), ("False", "False", True), ("True", "True", True)],
+)
+def test_a_blind_keda_is_known_by_what_the_autoscaler_gets(
+    fallback: str, active: str, blind: bool, tmp_path: Path, built: Mapping[str, Built]
+) -> None:
+    """Not by READY, which KEDA leaves as it was while it can't connect."""
+    scaled = [{"type": "Ready", "status": "True"}, {"type": "Fallback", "status": fallback}]
+    autoscaler = [
+        {"type": "AbleToScale", "status": "True"},
+        {"type": "ScalingActive", "status": active},
+        {"type": "ScalingLimited", "status": "False"},
+    ]
+    found = {"scaledobject": scaled, "hpa": autoscaler}
+    for kind, conditions in found.items():
+        (tmp_path / kind).write_text(json.dumps({"status": {"conditions": conditions}}), "utf-8")
+    program = tmp_path / "kubectl"
+    program.write_text(f'#!/bin/sh\ncat "{tmp_path}/$2"\n', "utf-8")
+    program.chmod(0o755)
+    backing: Any = SimpleNamespace()
+    scene: Stage[Any] = Stage(Cluster("/dev/null", str(program)), backing, built, tmp_path)
+    assert scaling.is_blind(scene) is blind
 
 
 def test_holding_fails_as_soon_as_it_does_not() -> None:
