@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -26,6 +27,7 @@ from sockets import Players, PlayerSocket
 
 TOKEN_RENEWED_SECONDS = 600.0
 AGREE_SECONDS = 20.0
+LISTED_SECONDS = 10.0
 
 
 @pytest.fixture(scope="session")
@@ -230,6 +232,11 @@ class Path:
 
     def socket(self, tournament_id: str, player_id: str) -> Socket:
         answer = self.ticket(tournament_id, player_id)
+        until = time.monotonic() + LISTED_SECONDS
+        while answer.status_code == HTTPStatus.NOT_FOUND and time.monotonic() < until:
+            # Boards are there a moment before the list of tournaments tells of them.
+            time.sleep(0.05)
+            answer = self.ticket(tournament_id, player_id)
         assert answer.status_code == 201, answer.text
         return Socket(self.players.connect(answer.json()["url"]))
 
