@@ -72,7 +72,15 @@ from leaderboard.settings import (
     TombstoneSettings,
     load,
 )
-from leaderboard.wiring import answering, engine_of, log_stores_of, signer_of
+from leaderboard.wiring import (
+    answering,
+    archive_in,
+    check_schema,
+    engine_of,
+    log_stores_of,
+    pseudonyms_in,
+    signer_of,
+)
 
 NAME = "archive"
 OURS = (FRAUD_ALERTS, CONNECTIONS, GDPR_EVENTS)
@@ -316,17 +324,12 @@ def consume() -> None:
     shards = AuditShards(log)
 
     def function() -> Archivist:
-        # Here, while the group forms: SQLAlchemy's import is a quarter of a start.
-        from leaderboard.adapters import sql_migrations  # noqa: PLC0415
-        from leaderboard.adapters.sql_archive import SqlArchive  # noqa: PLC0415
-        from leaderboard.adapters.sql_pseudonyms import SqlPseudonyms  # noqa: PLC0415
-
-        sql_migrations.check(engine())
+        check_schema(engine)
         key = tombstones.bytes()
-        archive, progress = SqlArchive(engine(), key), RedisProgress(client())
+        archive, progress = archive_in(engine, key), RedisProgress(client())
         board, directory = RedisBoard(client(), key), RedisDirectory(client())
         check = StandingCheck(archive, board, directory, progress)
-        pseudonyms, changes = SqlPseudonyms(engine(), key), ChangesLog(kafka)
+        pseudonyms, changes = pseudonyms_in(engine, key), ChangesLog(kafka)
         ports = LogPorts(log.origin, shards.open, pseudonyms, progress, changes.end)
         shards.auditor = Auditor(ports, log_keys(key))
         return Archivist(archive, shards.auditor, check)

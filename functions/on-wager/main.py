@@ -69,7 +69,7 @@ from leaderboard.settings import (
     TracingSettings,
     load,
 )
-from leaderboard.wiring import engine_of
+from leaderboard.wiring import check_schema, engine_of, record_in, snapshots_of
 
 if TYPE_CHECKING:
     from flask import Request, Response
@@ -393,21 +393,16 @@ def consume() -> None:
     feed = KafkaFeed(kafka)
 
     def function() -> OnWager:
-        # Here, while the group forms: SQLAlchemy's import is a quarter of a start.
-        from leaderboard.adapters import sql_migrations  # noqa: PLC0415
-        from leaderboard.adapters.sql_record import SqlRecord  # noqa: PLC0415
-        from leaderboard.adapters.sql_snapshot import SqlSnapshots  # noqa: PLC0415
-
         with suppress(TransientError):  # boards need no record until one of them is lost
-            sql_migrations.check(engine())
+            check_schema(engine)
         ports = Ports(
             board=RedisBoard(client(), tombstones.bytes()),
             directory=RedisDirectory(client()),
             progress=RedisProgress(client()),
             feed=feed,
             erasures=RedisErasures(client(), tombstones.bytes()),
-            record=SqlRecord(engine()),
-            snapshots=SqlSnapshots(engine()),
+            record=record_in(engine),
+            snapshots=snapshots_of(engine)(),
         )
         suspicions: Suspicions | Unsuspecting = Unsuspecting(RedisWatches(client()))
         if detection.is_on():

@@ -1,7 +1,8 @@
 """What composition roots share: drivers that a first request needs and a start does not, imported
 then; and which gateway it is.
 
-SQLAlchemy, joserfc and httpx were a third of a start; who is ready has time for them."""
+SQLAlchemy, joserfc and httpx were a third of a start; who is ready has time for them, and so has a
+reader of Kafka whose group forms."""
 
 from __future__ import annotations
 
@@ -16,7 +17,14 @@ from leaderboard.errors import NoteError, SettingsError
 from leaderboard.fraud_ports import Alerts
 from leaderboard.hosts.first_use import FirstUse
 from leaderboard.ports import Revisions
-from leaderboard.record_ports import Holdings, Record, Requests, Snapshots
+from leaderboard.record_ports import (
+    Archive,
+    Holdings,
+    Pseudonyms,
+    Record,
+    Requests,
+    Snapshots,
+)
 from leaderboard.settings import (
     AuditLogSettings,
     AuditWriterSettings,
@@ -70,6 +78,35 @@ def let_in_by(settings: DatabaseSettings, engine: Callable[[], Engine]) -> Calla
             answering(engine)()
 
     return check
+
+
+def check_schema(engine: Callable[[], Engine]) -> None:
+    """Raises SettingsError unless the record's schema is that of this version; TransientError while
+    its database is away."""
+    from leaderboard.adapters import sql_migrations  # noqa: PLC0415 - see above
+
+    sql_migrations.check(engine())
+
+
+def archive_in(engine: Callable[[], Engine], tombstone_key: bytes) -> Archive:
+    """The record, for who writes it."""
+    from leaderboard.adapters.sql_archive import SqlArchive  # noqa: PLC0415 - see above
+
+    return SqlArchive(engine(), tombstone_key)
+
+
+def pseudonyms_in(engine: Callable[[], Engine], tombstone_key: bytes) -> Pseudonyms:
+    """Keys of the audit log's pseudonyms."""
+    from leaderboard.adapters.sql_pseudonyms import SqlPseudonyms  # noqa: PLC0415 - see above
+
+    return SqlPseudonyms(engine(), tombstone_key)
+
+
+def record_in(engine: Callable[[], Engine]) -> Record:
+    """The record, for who goes on where its database is away: each call says so itself."""
+    from leaderboard.adapters.sql_record import SqlRecord  # noqa: PLC0415 - see above
+
+    return SqlRecord(engine())
 
 
 def record_of(engine: Callable[[], Engine]) -> FirstUse[Record]:

@@ -159,7 +159,6 @@ class KafkaHost:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self.stop())
-            collect_rarely(COLLECT_AFTER)
         checks = {"kafka": self._check_kafka, **self._ready}
         address = (self._settings.host, self._settings.port)
         try:
@@ -170,6 +169,9 @@ class KafkaHost:
         self._group.join()
         try:
             handler = self._handler = self._retried(self._make_handler)
+            if threading.current_thread() is threading.main_thread():
+                # Only now: the handler brings drivers with it that stay as well.
+                collect_rarely(COLLECT_AFTER)
             while not self._stopping.is_set():
                 self._turn(handler)
             self._attempt(handler, None)
